@@ -1,7 +1,7 @@
 """The errors that ``ppl_em`` raises, one hierarchy.
 
-Every message answers four questions in one sentence: what is wrong, at which site, with which value, and why; and ends
-with what to try. `message` puts the parts together, so that all messages read alike.
+Every message answers four questions in one sentence: what is wrong, at which site, with which value, and
+why; and ends with what to try. `message` puts the parts together, so that all messages read alike.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PlanError(PplEmError, ValueError):
 
 
 class EngineError(PplEmError, ArithmeticError):
-    """An engine met numbers it cannot work with: a factor without mass, a matrix that is not positive definite."""
+    """An engine met numbers it cannot work with: no mass, a matrix that is not positive definite."""
 
 
 class RuleError(PplEmError, ArithmeticError):
@@ -62,7 +62,12 @@ class NotAvailableYet(PplEmError, NotImplementedError):
 
 
 def message(
-    what: str, *, site: str | None = None, value: object = None, why: str | None = None, hint: str | None = None
+    what: str,
+    *,
+    site: str | None = None,
+    value: object = None,
+    why: str | None = None,
+    hint: str | None = None,
 ) -> str:
     """Composes an error message: ``what at site 'x' (value …): why. Try …``.
 
