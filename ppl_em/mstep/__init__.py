@@ -1,0 +1,18 @@
+"""Weighted maximum likelihood: EM's M-step, one rule per distribution family."""
+
+from ppl_em.mstep import discrete, normal
+from ppl_em.mstep.block import Argument, Block
+from ppl_em.mstep.registry import Registry, Rule, weighted_mle
+from ppl_em.mstep.sample import NoClosedForm, WeightedSample
+
+__all__ = [
+    "Argument",
+    "Block",
+    "NoClosedForm",
+    "Registry",
+    "Rule",
+    "WeightedSample",
+    "discrete",
+    "normal",
+    "weighted_mle",
+]
