@@ -47,6 +47,12 @@ class ChainFactors:
             return self.log_trans
         return self.log_trans.select(-3, 0 if self.log_trans.shape[-3] == 1 else t - 1)
 
+    def steps(self, start: int, stop: int) -> Tensor:
+        """Log-transitions into steps ``start`` to ``stop - 1``, broadcastable to ``(*B, stop-start, K, K)``."""
+        if self.log_trans.dim() == 2 or self.log_trans.shape[-3] == 1:
+            return self.log_trans
+        return self.log_trans[..., start - 1 : stop - 1, :, :]
+
 
 def chain_factors(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> ChainFactors:
     """Check shapes and dtypes of a chain's factors and broadcast their batch dimensions.
@@ -73,7 +79,8 @@ def chain_factors(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Chain
     if log_init.shape[-1] != num_states or log_trans.shape[-2:] != (num_states, num_states):
         raise DataError(
             f"log_obs has {num_states} states but log_init has shape {tuple(log_init.shape)} and "
-            f"log_trans {tuple(log_trans.shape)}. Try the same K in the last dimension of all three (twice in log_trans)."
+            f"log_trans {tuple(log_trans.shape)}. Try the same K in the last dimension of all three "
+            "(twice in log_trans)."
         )
     if log_trans.dim() > 2 and log_trans.shape[-3] not in (num_steps - 1, 1):
         raise DataError(

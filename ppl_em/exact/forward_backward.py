@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.exact.chain_factors import chain_factors
-from ppl_em.exact.chain_log_space import log_backward, log_forward
+from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
 from ppl_em.exact.chain_reference import generic_log_z
 
 
@@ -26,7 +26,7 @@ class ChainCounts:
     """Expected counts of a chain.
 
     Attributes:
-        log_z: ``(*B)`` log-partition, nats.
+        log_z: ``(*B)`` log-partition in nats, float64 whatever the factors' dtype.
         gamma: ``(*B, T, K)`` posterior marginal of each step's state.
         xi: in the shape of ``log_trans``: expected number of transitions from each state (row) to each state
             (column), summed over whatever the factor is shared over.
@@ -104,7 +104,7 @@ def expected_counts(
     if alive is not None:
         weight = alive.to(log_obs.dtype).expand(*chain.batch_shape, chain.num_steps)
     forward, log_z = log_forward(chain)
-    return ChainCounts(log_z, *log_backward(chain, forward, log_z, weight))
+    return ChainCounts(log_z, *log_counts(chain, forward, log_backward(chain), weight))
 
 
 class _ChainLogZ(torch.autograd.Function):
@@ -113,17 +113,17 @@ class _ChainLogZ(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
         forward, log_z = log_forward(chain_factors(log_init, log_trans, log_obs))
-        ctx.save_for_backward(log_init, log_trans, log_obs, forward, log_z)
-        return log_z.clone()
+        ctx.save_for_backward(log_init, log_trans, log_obs, forward)
+        return log_z.to(log_obs.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *factors, forward, log_z = ctx.saved_tensors
+        *factors, forward = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable_backward(factors, ctx.needs_input_grad, grad)
         chain = chain_factors(*factors)
         weight = grad.unsqueeze(-1).expand(*chain.batch_shape, chain.num_steps)
-        gamma, xi = log_backward(chain, forward, log_z, weight)
+        gamma, xi = log_counts(chain, forward, log_backward(chain), weight)
         grad_init = grad.unsqueeze(-1) * gamma[..., 0, :]
         grad_obs = grad[..., None, None] * gamma
         return grad_init.sum_to_size(factors[0].shape), xi, grad_obs.sum_to_size(factors[2].shape)

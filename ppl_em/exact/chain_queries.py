@@ -1,0 +1,200 @@
+"""What users ask of a chain besides its expected counts, each linear in the number of steps.
+
+Given the observations, the states form a Markov chain again: p(z_1 | x) and the kernels p(z_t | z_{t-1}, x),
+which the backward messages give directly. Marginals, pairs, entropy and draws are read off that chain. All
+queries run without autograd.
+
+Reference:
+    Cappé, O., Moulines, E. & Rydén, T. (2005). Inference in hidden Markov models, section 3.3. Springer.
+    Hernando, D., Crespi, V. & Cybenko, G. (2005). Efficient computation of the hidden Markov model entropy
+    for a given observation sequence. IEEE Transactions on Information Theory 51(7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ppl_em.errors import DataError
+from ppl_em.exact.chain_factors import ChainFactors, chain_factors
+from ppl_em.exact.chain_log_space import log_backward, log_forward
+from ppl_em.exact.chain_paths import k_best, sample_paths, viterbi
+
+__all__ = [
+    "entropy",
+    "filtered",
+    "forecast",
+    "k_best",
+    "pairwise",
+    "pairwise_between",
+    "sample_paths",
+    "viterbi",
+]
+
+# Elements of the (steps, *B, K, K) work arrays that are held at a time.
+_CHUNK = 1 << 20
+
+
+@torch.no_grad()
+def filtered(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
+    """Probabilities of each step's state given the observations up to that step.
+
+    Args:
+        log_init: ``(*B, K)`` log-factor of the first state.
+        log_trans: ``(K, K)``, or ``(*B', T-1, K, K)`` per step and chain; rows previous state, columns next.
+        log_obs: ``(*B, T, K)`` log-densities of the observations at each step given each state.
+
+    Returns:
+        ``(*B, T, K)``; zeros from the step on at which a chain becomes impossible.
+
+    Example:
+        >>> import torch
+        >>> uniform = torch.full((2,), 0.5).log()
+        >>> filtered(uniform, uniform.expand(2, 2), torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log())
+        tensor([[0.9000, 0.1000],
+                [0.2000, 0.8000]])
+    """
+    return log_forward(chain_factors(log_init, log_trans, log_obs))[0].exp_().movedim(0, -2)
+
+
+@torch.no_grad()
+def pairwise(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
+    """Posterior probabilities of the states of each two consecutive steps.
+
+    Args:
+        log_init: ``(*B, K)``, as for `filtered`.
+        log_trans: ``(K, K)`` or ``(*B', T-1, K, K)``.
+        log_obs: ``(*B, T, K)``.
+
+    Returns:
+        ``(*B, T-1, K, K)``: rows the earlier state, columns the later; zeros for an impossible chain.
+    """
+    chain = chain_factors(log_init, log_trans, log_obs)
+    num_states = chain.num_states
+    pairs = chain.log_obs.new_empty(*chain.batch_shape, chain.num_steps - 1, num_states, num_states)
+    for start, stop, earlier, kernel in _posterior_chain(chain):
+        torch.mul(earlier.unsqueeze(-1), kernel, out=pairs[..., start - 1 : stop - 1, :, :])
+    return pairs
+
+
+@torch.no_grad()
+def pairwise_between(log_init: Tensor, log_trans: Tensor, log_obs: Tensor, s: int, t: int) -> Tensor:
+    """Posterior probabilities of the states of any two steps.
+
+    Args:
+        log_init: ``(*B, K)``, as for `filtered`.
+        log_trans: ``(K, K)`` or ``(*B', T-1, K, K)``.
+        log_obs: ``(*B, T, K)``.
+        s: The earlier step, from 0.
+        t: The later step, ``s < t < T``.
+
+    Returns:
+        ``(*B, K, K)``: rows the state at ``s``, columns the state at ``t``; zeros for an impossible chain.
+
+    Raises:
+        DataError: not ``0 ≤ s < t < T``.
+    """
+    chain = chain_factors(log_init, log_trans, log_obs)
+    if not 0 <= s < t < chain.num_steps:
+        raise DataError(
+            f"steps s={s} and t={t} of a chain with {chain.num_steps} steps. "
+            f"Try 0 ≤ s < t < {chain.num_steps}."
+        )
+    joint: Tensor | None = None
+    for start, stop, earlier, kernel in _posterior_chain(chain, s + 1, t + 1):
+        joint = torch.diag_embed(earlier[..., 0, :]) if joint is None else joint
+        for step in range(stop - start):
+            joint = joint @ kernel[..., step, :, :]
+    assert joint is not None
+    return joint
+
+
+@torch.no_grad()
+def entropy(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
+    """Entropy of the posterior over whole paths.
+
+    Args:
+        log_init: ``(*B, K)``, as for `filtered`.
+        log_trans: ``(K, K)`` or ``(*B', T-1, K, K)``.
+        log_obs: ``(*B, T, K)``.
+
+    Returns:
+        ``(*B)`` nats, float64; zero for an impossible chain.
+
+    Example:
+        >>> import torch
+        >>> uniform = torch.full((2,), 0.5).log()
+        >>> entropy(uniform, uniform.expand(2, 2), torch.zeros(10, 2)) / torch.tensor(2.0).log()  # ten fair
+        coins tensor(10., dtype=torch.float64)
+    """
+    chain = chain_factors(log_init, log_trans, log_obs)
+    forward, backward = log_forward(chain)[0], log_backward(chain)
+    total = torch.special.entr(_probabilities(forward[0] + backward[0])).double().sum(-1)
+    for _, _, earlier, kernel in _posterior_chain(chain):
+        total += (earlier * torch.special.entr(kernel).sum(-1)).double().sum((-2, -1))
+    return total
+
+
+@torch.no_grad()
+def forecast(filtered_last: Tensor, trans: Tensor, steps: int) -> Tensor:
+    """Probabilities of the states after the last observation.
+
+    Args:
+        filtered_last: ``(*B, K)`` probabilities of the last observed step's state (the last row of
+            `filtered`).
+        trans: ``(K, K)`` transition probabilities (not logarithms), or ``(*B', steps, K, K)`` for each step
+            ahead.
+        steps: How many steps ahead, at least one.
+
+    Returns:
+        ``(*B, steps, K)``; its first entry is one step ahead.
+
+    Raises:
+        DataError: ``steps`` is less than one.
+
+    Example:
+        >>> import torch
+        >>> forecast(torch.tensor([1.0, 0.0]), torch.tensor([[0.9, 0.1], [0.0, 1.0]]), 2)
+        tensor([[0.9000, 0.1000],
+                [0.8100, 0.1900]])
+    """
+    if steps < 1:
+        raise DataError(f"a forecast of steps={steps}. Try at least one step.")
+    state, ahead = filtered_last.unsqueeze(-2), []
+    for step in range(steps):
+        matrix = trans if trans.dim() == 2 else trans[..., min(step, trans.shape[-3] - 1), :, :]
+        state = state @ matrix
+        ahead.append(state)
+    return torch.cat(ahead, -2)
+
+
+def _posterior_chain(
+    chain: ChainFactors, start: int = 1, stop: int | None = None
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The states' Markov chain given the observations, in stretches of steps.
+
+    Args:
+        chain: The factors.
+        start: First step whose kernel is wanted.
+        stop: One after the last (``T`` if None).
+
+    Yields:
+        ``(a, b, earlier, kernel)``: for the steps ``a`` to ``b - 1``, the marginals ``(*B, b-a, K)`` of the
+        step before and the transition probabilities ``(*B, b-a, K, K)``; rows of impossible states are zero.
+    """
+    forward, backward = log_forward(chain)[0].movedim(0, -2), log_backward(chain).movedim(0, -2)
+    stop = chain.num_steps if stop is None else stop
+    length = max(1, _CHUNK // max(1, chain.batch_shape.numel() * chain.num_states**2))
+    for a in range(start, stop, length):
+        b = min(a + length, stop)
+        earlier = _probabilities(forward[..., a - 1 : b - 1, :] + backward[..., a - 1 : b - 1, :])
+        onward = (chain.log_obs[..., a:b, :] + backward[..., a:b, :]).unsqueeze(-2)
+        yield a, b, earlier, _probabilities(onward + chain.steps(a, b))
+
+
+def _probabilities(log_weight: Tensor) -> Tensor:
+    """Normalise log-weights over the last dimension; a row without any weight becomes zeros."""
+    total = log_weight.logsumexp(-1, keepdim=True)
+    return (log_weight - total.masked_fill_(total == -torch.inf, torch.inf)).exp_()
