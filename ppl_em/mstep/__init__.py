@@ -1,9 +1,10 @@
 """Weighted maximum likelihood: EM's M-step, one rule per distribution family."""
 
-from ppl_em.mstep import discrete, normal
+from ppl_em.mstep import discrete, multivariate, normal, positive
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.registry import Registry, Rule, weighted_mle
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
+from ppl_em.mstep.stationarity import residuals, stationarity
 
 __all__ = [
     "Argument",
@@ -13,6 +14,10 @@ __all__ = [
     "Rule",
     "WeightedSample",
     "discrete",
+    "multivariate",
     "normal",
+    "positive",
+    "residuals",
+    "stationarity",
     "weighted_mle",
 ]

@@ -21,8 +21,8 @@ class Argument:
         cells: (R,) number of the tied group of rows that each row belongs to, dense 0…C−1; rows of one cell
             share their value. ``None``: the argument is fixed.
         pattern: (C, *arg_event) number of the parameter element behind each element of the argument. Equal
-            numbers are one and the same parameter element, within a cell or across cells; −1 is an element that
-            stays as it is (a structural zero). ``None``: every element of every cell is free by itself.
+            numbers are one and the same parameter element, within a cell or across cells; −1 is an element
+            that stays as it is (a structural zero). ``None``: every element of every cell is free by itself.
 
     Example:
         A diagonal covariance of one component in two dimensions:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_em.mstep.block import Block
+
+Term = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 def build(family: Callable[..., Any], args: Mapping[str, Tensor]) -> Any:
@@ -25,46 +27,56 @@ def build(family: Callable[..., Any], args: Mapping[str, Tensor]) -> Any:
     return family(**given, validate_args=False)
 
 
-def weighted_log_prob(
-    blocks: tuple[Block, ...], event_dim: int, family: Callable[..., Any], args: Mapping[str, Tensor]
-) -> Tensor:
-    """Σ w log p(x | args) over all blocks, a scalar, differentiable in ``args``.
+def log_likelihood_terms(
+    blocks: tuple[Block, ...], event_dim: int, family: Callable[..., Any]
+) -> Iterator[Term]:
+    """Terms of Σ w log p(x | args), each over a bounded number of data.
+
+    A term maps the arguments by row (R, *arg_event) to a scalar and is differentiable in them, so that
+    derivatives can be added up without holding the graph of all data at once.
 
     Args:
         blocks: the data.
         event_dim: number of event dimensions of one datum.
         family: the distribution class.
-        args: values by row, (R, *arg_event).
     """
-    total = torch.zeros((), dtype=torch.float64, device=blocks[0].weights.device)
     for block in blocks:
         alive = (block.weights > 0).any(1)
         if not bool(alive.any()):
             continue
         values = block.values[alive] if block.per_row(event_dim) else block.values
         live = Block(block.weights[alive], values, block.rows[alive])
-        own = {name: value[live.rows].unsqueeze(1) for name, value in args.items()}
-        distribution = build(family, own)
-        per_row = live.per_row(event_dim)
-        for weights, x in live.chunks(event_dim, factor=1 if per_row else len(live.weights)):
-            wide = live.widen(weights)
+        # Second derivatives keep many temporaries of this size at once.
+        factor = 4 * (1 if live.per_row(event_dim) else len(live.weights))
+        for weights, x in live.chunks(event_dim, factor):
             if bool((weights == 0).any()):
                 x = _revive(live, weights, x, event_dim)
-            log_prob = distribution.log_prob(x)
-            total = total + torch.where(wide > 0, wide * log_prob, 0.0).sum()
-    return total
+            yield _term(family, live.rows, live.widen(weights), x)
+
+
+def _term(family: Callable[..., Any], rows: Tensor, weights: Tensor, x: Tensor) -> Term:
+    def term(args: Mapping[str, Tensor]) -> Tensor:
+        distribution = build(family, {name: value[rows].unsqueeze(1) for name, value in args.items()})
+        return torch.where(weights > 0, weights * distribution.log_prob(x), 0.0).sum()
+
+    return term
 
 
 def _revive(block: Block, weights: Tensor, x: Tensor, event_dim: int) -> Tensor:
-    """Replace data without weight by some datum with weight in the same row.
+    """Replace data without weight by some datum with weight in the same row (R_b, i, *E, *event).
 
-    A datum outside the support would otherwise make 0 · ∞ in the gradient.
+    A datum outside the support would otherwise make 0 · ∞ in the gradient. A row without any weight in this
+    chunk gets a datum that has weight in another row.
     """
-    chosen = (weights > 0).to(torch.uint8).argmax(1)
+    live = weights > 0
+    chosen = live.to(torch.uint8).argmax(1)
+    own = live.any(1)
     index = torch.arange(len(weights), device=x.device)
-    if not block.per_row(event_dim):
+    if block.per_row(event_dim):
+        stand_in = x[index, chosen]
+    else:
         stand_in = x[chosen]
         x = x.unsqueeze(0)
-    else:
-        stand_in = x[index, chosen]
-    return torch.where(block.widen(weights > 0, event_dim), x, stand_in.unsqueeze(1))
+    if bool(own.any()):
+        stand_in = stand_in[torch.where(own, index, own.to(torch.uint8).argmax())]
+    return torch.where(block.widen(live, event_dim), x, stand_in.unsqueeze(1))

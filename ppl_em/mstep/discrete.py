@@ -15,37 +15,37 @@ from ppl_em.mstep.sample import WeightedSample
 
 @weighted_mle.register(dist.Categorical)
 def categorical(sample: WeightedSample) -> None:
-    """probs = share of each category."""
+    """Set probs to the share of each category."""
     name = "probs" if "probs" in sample.args else "logits"
     propose_simplex(sample, sample.histogram(sample.args[name].value.shape[-1]))
 
 
 @weighted_mle.register(dist.OneHotCategorical, dist.OneHotCategoricalStraightThrough, dist.Multinomial)
 def multinomial(sample: WeightedSample) -> None:
-    """probs = share of each category in all trials."""
+    """Set probs to the share of each category in all trials."""
     propose_simplex(sample, sample.sum("x"))
 
 
 @weighted_mle.register(dist.Bernoulli)
 def bernoulli(sample: WeightedSample) -> None:
-    """probs = share of ones."""
+    """Set probs to the share of ones."""
     propose_success(sample, sample.sum("x"), sample.count())
 
 
 @weighted_mle.register(dist.Binomial)
 def binomial(sample: WeightedSample) -> None:
-    """probs = successes / trials."""
+    """Set probs to successes / trials."""
     propose_success(sample, sample.sum("x"), sample.count() * sample.rows("total_count"))
 
 
 @weighted_mle.register(dist.Geometric)
 def geometric(sample: WeightedSample) -> None:
-    """probs = 1 / (1 + mean number of failures)."""
+    """Set probs to 1 / (1 + mean number of failures)."""
     propose_success(sample, sample.count(), sample.count() + sample.sum("x"))
 
 
 @weighted_mle.register(dist.Poisson)
 def poisson(sample: WeightedSample) -> None:
-    """rate = mean."""
+    """Set rate to mean."""
     total = sample.pool("rate", sample.sum("x"))
     sample.propose("rate", total / sample.mass("rate").clamp(min=torch.finfo(torch.float64).tiny))

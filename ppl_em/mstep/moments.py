@@ -132,7 +132,9 @@ class Moments:
 
     def histogram(self, num_values: int) -> Tensor:
         """Total weight of the values 0…num_values−1, (R, num_values)."""
-        total = torch.zeros(self.num_rows * num_values, dtype=torch.float64, device=self.blocks[0].weights.device)
+        total = torch.zeros(
+            self.num_rows * num_values, dtype=torch.float64, device=self.blocks[0].weights.device
+        )
         for block in self.blocks:
             rows = block.rows.unsqueeze(1)
             for weights, x in block.chunks(0, 1 if block.per_row(0) else len(block.weights)):

@@ -52,7 +52,7 @@ def propose_location(
 
 
 def root_mean(sample: WeightedSample, name: str, squares: Tensor) -> Tensor:
-    """sqrt(Σ squares / Σ w) by parameter element of ``name``, kept above underflow."""
+    """Return sqrt(Σ squares / Σ w) by parameter element of ``name``, kept above underflow."""
     ties = sample.ties(name)
     mean = ties.pool_elements(squares) / ties.pool_elements(sample.count()).clamp(min=TINY)
     return mean.sqrt().clamp(min=torch.finfo(sample.args[name].value.dtype).tiny ** 0.5)
@@ -78,13 +78,13 @@ def fit_location_scale(
 
 @weighted_mle.register(dist.Normal)
 def normal(sample: WeightedSample) -> None:
-    """loc = mean, scale² = mean squared deviation."""
+    """Set loc to the mean, scale² to the mean squared deviation."""
     fit_location_scale(sample, sample.residual, sample.deviation)
 
 
 @weighted_mle.register(dist.HalfNormal)
 def half_normal(sample: WeightedSample) -> None:
-    """scale² = mean square."""
+    """Set scale² to mean square."""
     if sample.free("scale"):
         squares = sample.sum("x²", torch.square)
         sample.propose_elements("scale", root_mean(sample, "scale", squares))
@@ -92,7 +92,7 @@ def half_normal(sample: WeightedSample) -> None:
 
 @weighted_mle.register(dist.LogNormal)
 def log_normal(sample: WeightedSample) -> None:
-    """loc, scale = mean and standard deviation of log x."""
+    """Set loc and scale to mean and standard deviation of log x."""
     logs = WeightedSample(
         sample.args,
         tuple(type(block)(block.weights, block.values.double().log(), block.rows) for block in sample.blocks),

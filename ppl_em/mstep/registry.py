@@ -38,8 +38,10 @@ class Rule:
         Raises:
             NoClosedForm: the rule does not cover this structure of ties or these arguments.
         """
-        self.fit(sample)
-        missed = [name for name in sample.args if sample.free(name) and name not in sample.proposals]
+        free = [name for name in sample.args if sample.free(name)]
+        if free:
+            self.fit(sample)
+        missed = [name for name in free if name not in sample.proposals]
         if missed:
             raise NoClosedForm(f"the rule of {self.family.__name__} proposes nothing for {', '.join(missed)}")
 
@@ -103,7 +105,9 @@ class Registry:
         ]
         for name in names:
             total = f"sample.pool('{name}', sample.count() * mean)"
-            lines.append(f"    sample.propose('{name}', {total} / sample.mass('{name}'))  # replace by its estimate")
+            lines.append(
+                f"    sample.propose('{name}', {total} / sample.mass('{name}'))  # replace by its estimate"
+            )
         return "\n".join(lines)
 
     def _find(self, family: Any) -> Rule | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.mstep.block import Argument, Block
-from ppl_em.mstep.density import weighted_log_prob
+from ppl_em.mstep.density import log_likelihood_terms
 from ppl_em.mstep.moments import Moments
 from ppl_em.mstep.ties import Ties
 
@@ -53,7 +53,9 @@ class WeightedSample:
         self.event_dim = event_dim
         self.proposals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
-        self._ties = {name: Ties(argument) for name, argument in self.args.items() if argument.cells is not None}
+        self._ties = {
+            name: Ties(argument) for name, argument in self.args.items() if argument.cells is not None
+        }
         self._moments = Moments(self.blocks, num_rows, event_dim)
         self._check()
 
@@ -128,7 +130,9 @@ class WeightedSample:
         mass = self.mass(name).reshape((-1,) + (1,) * (old.dim() - 1))
         new = torch.where(ties.fixed | (mass < tiny), old, values.detach().double().expand_as(old))
         if not ties.agrees(new):
-            raise NoClosedForm(f"elements of '{name}' are tied to each other in a way that the rule does not know")
+            raise NoClosedForm(
+                f"elements of '{name}' are tied to each other in a way that the rule does not know"
+            )
         self.proposals[name] = new
 
     def propose_elements(self, name: str, elements: Tensor) -> None:
@@ -196,4 +200,7 @@ class WeightedSample:
         """
         if args is None:
             args = {name: self.rows(name) for name in self.args}
-        return weighted_log_prob(self.blocks, self.event_dim, family, args)
+        total = self.count().new_zeros(())
+        for term in log_likelihood_terms(self.blocks, self.event_dim, family):
+            total = total + term(args)
+        return total

@@ -30,7 +30,9 @@ class Ties:
         self.num_cells = len(pattern) if pattern is not None else int(cells.max()) + 1
         shape = (self.num_cells, *argument.value.shape[1:])
         if pattern is None:
-            self.groups = torch.arange(self.num_cells * argument.value[0].numel(), device=cells.device).view(shape)
+            self.groups = torch.arange(self.num_cells * argument.value[0].numel(), device=cells.device).view(
+                shape
+            )
             self.fixed = torch.zeros(shape, dtype=torch.bool, device=cells.device)
             self.num_groups = self.groups.numel()
         else:
@@ -57,7 +59,11 @@ class Ties:
 
     def pool_elements(self, by_row: Tensor) -> Tensor:
         """(R, *arg_event) → (G,), sums over all elements that are the same parameter element."""
-        full = self.pool(by_row).expand(self.groups.shape)
+        return self.pool_cells(self.pool(by_row))
+
+    def pool_cells(self, by_cell: Tensor) -> Tensor:
+        """(C, *arg_event) → (G,), sums over all elements that are the same parameter element."""
+        full = by_cell.expand(self.groups.shape)
         return full.new_zeros(self.num_groups).index_add(0, self.groups[~self.fixed], full[~self.fixed])
 
     def gather(self, by_cell: Tensor) -> Tensor:

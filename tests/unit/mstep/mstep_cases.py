@@ -1,0 +1,145 @@
+"""Random weighted samples of every family: parameters, ties, weights and data drawn from one seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_em.mstep import Argument, Block, WeightedSample
+
+Draw = Callable[[torch.Generator, int], Tensor]
+
+
+def uniform(low: float, high: float, *event: int) -> Draw:
+    """Values by cell, uniform on [low, high]."""
+    return lambda g, cells: low + (high - low) * torch.rand(cells, *event, generator=g, dtype=torch.float64)
+
+
+def simplex(size: int) -> Draw:
+    def draw(g: torch.Generator, cells: int) -> Tensor:
+        p = 0.1 + torch.rand(cells, size, generator=g, dtype=torch.float64)
+        return p / p.sum(-1, keepdim=True)
+
+    return draw
+
+
+def cholesky(size: int) -> Draw:
+    def draw(g: torch.Generator, cells: int) -> Tensor:
+        a = torch.randn(cells, size, size, generator=g, dtype=torch.float64)
+        return torch.linalg.cholesky(a @ a.mT + torch.eye(size, dtype=torch.float64))
+
+    return draw
+
+
+def covariance(size: int) -> Draw:
+    def draw(g: torch.Generator, cells: int) -> Tensor:
+        factor = cholesky(size)(g, cells)
+        return factor @ factor.mT
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family in one parametrisation."""
+
+    label: str
+    family: type
+    free: dict[str, Draw]
+    fixed: dict[str, float] = field(default_factory=dict)
+    event_dim: int = 0
+    aligned: bool = False
+    """Whether all arguments must share their cells."""
+
+    def __str__(self) -> str:
+        return self.label
+
+
+CASES: list[Case] = [
+    Case("categorical probs", dist.Categorical, {"probs": simplex(4)}),
+    Case("categorical logits", dist.Categorical, {"logits": uniform(-1, 1, 4)}),
+    Case("one-hot probs", dist.OneHotCategorical, {"probs": simplex(3)}, event_dim=1),
+    Case("one-hot logits", dist.OneHotCategorical, {"logits": uniform(-1, 1, 3)}, event_dim=1),
+    Case("multinomial", dist.Multinomial, {"probs": simplex(3)}, {"total_count": 7}, event_dim=1),
+    Case("bernoulli probs", dist.Bernoulli, {"probs": uniform(0.2, 0.8)}),
+    Case("bernoulli logits", dist.Bernoulli, {"logits": uniform(-1, 1)}),
+    Case("binomial probs", dist.Binomial, {"probs": uniform(0.2, 0.8)}, {"total_count": 6}),
+    Case("binomial logits", dist.Binomial, {"logits": uniform(-1, 1)}, {"total_count": 6}),
+    Case("geometric probs", dist.Geometric, {"probs": uniform(0.2, 0.8)}),
+    Case("geometric logits", dist.Geometric, {"logits": uniform(-1, 1)}),
+    Case("poisson", dist.Poisson, {"rate": uniform(0.5, 6)}),
+    Case("exponential", dist.Exponential, {"rate": uniform(0.5, 3)}),
+    Case("normal", dist.Normal, {"loc": uniform(-2, 2), "scale": uniform(0.5, 2)}),
+    Case("half-normal", dist.HalfNormal, {"scale": uniform(0.5, 2)}),
+    Case("log-normal", dist.LogNormal, {"loc": uniform(-1, 1), "scale": uniform(0.3, 1)}),
+    Case(
+        "normal, covariance", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "covariance_matrix": covariance(3)},
+        event_dim=1,
+    ),
+    Case(
+        "normal, precision", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "precision_matrix": covariance(3)},
+        event_dim=1,
+    ),
+    Case(
+        "normal, scale_tril", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "scale_tril": cholesky(3)},
+        event_dim=1,
+    ),
+]  # fmt: skip
+
+
+def random_sample(
+    case: Case, seed: int, rows: int = 4, size: int = 60, ties: str = "random", per_row: bool = False
+) -> WeightedSample:
+    """Data from the family at random parameters, random weights, and arguments at other random values.
+
+    Args:
+        case: the family.
+        seed: seed of everything.
+        rows: number of rows R.
+        size: number of data I of each of two blocks.
+        ties: ``"none"`` (a cell for each row), ``"random"`` (each argument its own partition of the rows).
+        per_row: whether each row has its own data.
+    """
+    g = torch.Generator().manual_seed(seed)
+    arguments, truth = {}, {}
+    cells = _cells(g, rows, ties)
+    for name, draw in case.free.items():
+        cells = cells if case.aligned else _cells(g, rows, ties)
+        count = int(cells.max()) + 1
+        arguments[name] = Argument(draw(g, count)[cells], cells)
+        truth[name] = draw(g, count)[cells]
+    for name, value in case.fixed.items():
+        truth[name] = torch.full((rows,), value, dtype=torch.float64)
+        arguments[name] = Argument(truth[name])
+    blocks = (
+        _block(case, g, truth, torch.arange(rows), size, per_row),
+        _block(case, g, truth, torch.arange(1, rows), size, per_row),
+    )
+    return WeightedSample(arguments, blocks, rows, case.event_dim)
+
+
+def _cells(g: torch.Generator, rows: int, ties: str) -> Tensor:
+    if ties == "none":
+        return torch.arange(rows)
+    return torch.unique(torch.randint(0, rows, (rows,), generator=g), return_inverse=True)[1]
+
+
+def _block(
+    case: Case, g: torch.Generator, truth: dict[str, Tensor], rows: Tensor, size: int, per_row: bool
+) -> Block:
+    given = {name: value[rows] for name, value in truth.items()}
+    if case.family is dist.Multinomial:
+        given["total_count"] = int(given["total_count"][0])
+    with torch.random.fork_rng():
+        torch.manual_seed(int(torch.randint(1 << 30, (1,), generator=g)))
+        draws = case.family(**given).sample((size,)).transpose(0, 1)
+    weights = torch.rand(len(rows), size, generator=g, dtype=torch.float64)
+    weights = weights * (torch.rand(len(rows), size, generator=g) > 0.2)
+    if per_row:
+        return Block(weights, draws, rows)
+    which = torch.randint(0, len(rows), (size,), generator=g)
+    return Block(weights, draws[which, torch.arange(size)], rows)
