@@ -48,7 +48,7 @@ class ChainFactors:
         return self.log_trans.select(-3, 0 if self.log_trans.shape[-3] == 1 else t - 1)
 
     def steps(self, start: int, stop: int) -> Tensor:
-        """Log-transitions into steps ``start`` to ``stop - 1``, broadcastable to ``(*B, stop-start, K, K)``."""
+        """Log-transitions into steps ``start`` … ``stop - 1``, broadcastable to ``(*B, steps, K, K)``."""
         if self.log_trans.dim() == 2 or self.log_trans.shape[-3] == 1:
             return self.log_trans
         return self.log_trans[..., start - 1 : stop - 1, :, :]
