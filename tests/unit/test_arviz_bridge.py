@@ -41,6 +41,7 @@ def test_netcdf_round_trip_keeps_custom_groups_and_attributes(tmp_path: Path) ->
         "status": "reached the tolerance",
         "plan": {"z": "mixture"},
         "guide": None,
+        "restarts": np.int64(3),
     }
     native = bridge.to_native(_groups(np.random.default_rng(0)), attrs)
     path = bridge.save(native, tmp_path / "fit.nc")
@@ -55,6 +56,7 @@ def test_netcdf_round_trip_keeps_custom_groups_and_attributes(tmp_path: Path) ->
     for group in bridge.group_names(loaded):
         assert loaded[group].identical(native[group]), group
     assert loaded.attrs["seed"] == 0
+    assert loaded.attrs["restarts"] == 3
     assert loaded.attrs["status"] == "reached the tolerance"
     assert json.loads(loaded.attrs["converged"]) is True
     assert json.loads(loaded.attrs["guide"]) is None
@@ -180,7 +182,8 @@ def test_import_needs_no_torch_no_cache_directory_and_does_not_load_arviz(tmp_pa
     # A stub package root: importing ppl_em itself would import torch.
     stub = tmp_path / "path" / "ppl_em"
     stub.mkdir(parents=True)
-    shutil.copy(ROOT / "ppl_em" / "errors.py", stub)
+    for name in ("errors.py", "arviz_groups.py"):
+        shutil.copy(ROOT / "ppl_em" / name, stub)
     environment["PYTHONPATH"] = str(stub.parent)
     subprocess.run(
         [sys.executable, "-W", "error::FutureWarning", "-c", code], check=True, env=environment, cwd=tmp_path
@@ -207,7 +210,7 @@ def test_the_same_with_arviz_1(tmp_path: Path) -> None:
     stub = tmp_path / "path" / "ppl_em"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("")
-    for name in ("errors.py", "arviz_bridge.py"):
+    for name in ("errors.py", "arviz_groups.py", "arviz_bridge.py"):
         shutil.copy(ROOT / "ppl_em" / name, stub)
     shutil.copy(__file__, tmp_path / "test_bridge.py")
     old = bridge.save(bridge.to_native(_groups(np.random.default_rng(0)), {"seed": 3}), tmp_path / "old.nc")
