@@ -1,7 +1,7 @@
 """One contender in a process of its own: ``python -m benchmarks.worker TASK CONTENDER THREADS``.
 
-It prepares, reports that it is ready, then times one run for each line ``num_steps`` on its input, and answers
-with a line of JSON. Waiting costs nothing, so that the contenders can take turns.
+It prepares, reports that it is ready, then times one run for each line ``num_steps`` on its input, and
+answers with a line of JSON. Waiting costs nothing, so that the contenders can take turns.
 """
 
 from __future__ import annotations
