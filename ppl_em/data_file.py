@@ -121,13 +121,13 @@ def _numeric(table: pd.DataFrame, path: Path, columns: Sequence[str] | None) -> 
                     f"no column named {', '.join(missing)}", value=path, why=f"the file has {_names(table)}"
                 )
             )
-        chosen = table[list(columns)]
+        chosen = table.loc[:, list(columns)]
         words = [name for name in chosen if not pd.api.types.is_numeric_dtype(chosen[name])]
         if words:
             raise DataError(
                 message(f"column {', '.join(words)} is not numeric", value=path, hint="columns of numbers")
             )
-    return chosen.astype(float)
+    return pd.DataFrame(chosen.astype(float))
 
 
 def _names(table: pd.DataFrame) -> str:
