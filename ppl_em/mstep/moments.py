@@ -16,9 +16,9 @@ CANCELLATION = 1e-6
 class Moments:
     """Moments of the blocks, added up by row.
 
-    Second moments about an arbitrary location follow from moments about the block's own mean, so the data are
-    read once, as a matrix product. Where nearly everything cancels (a component much narrower than the spread of
-    the data) those rows are recomputed from the data.
+    Second moments about an arbitrary location follow from moments about the block's own mean, so the data
+    are read once, as a matrix product. Where nearly everything cancels (a component much narrower than the
+    spread of the data) those rows are recomputed from the data.
 
     Args:
         blocks: the data.
@@ -56,7 +56,7 @@ class Moments:
 
     @cached_property
     def _centres(self) -> list[Tensor]:
-        """A point amid the data of each block, (*E, *event) or, where rows have their own data, (R_b, *E, *event)."""
+        """A point amid the data of each block: (*E, *event), or (R_b, *E, *event) for data by row."""
         centres = []
         for block, n in zip(self.blocks, self._block_counts, strict=True):
             first = block.sum(lambda x: x, self.event_dim)
@@ -149,8 +149,16 @@ class Moments:
     @cached_property
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (M,), data (M, *event) and rows (M,) of all pairs with positive weight."""
+        return self._pairs(self.blocks)
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Like ``flat``, with equal counts of a block merged."""
+        return self._pairs(tuple(_merged(block, self.event_dim) for block in self.blocks))
+
+    def _pairs(self, blocks: tuple[Block, ...]) -> tuple[Tensor, Tensor, Tensor]:
         weights, values, rows = [], [], []
-        for block in self.blocks:
+        for block in blocks:
             shape = (block.weights.shape[0], block.weights.shape[1], *block.extra)
             event = block.values.shape[block.values.dim() - self.event_dim :]
             x = block.values if block.per_row(self.event_dim) else block.values.unsqueeze(0)
@@ -160,6 +168,16 @@ class Moments:
             values.append(x.expand(shape + event).reshape(-1, *event)[live].double())
             rows.append(block.rows.unsqueeze(1).expand(shape).reshape(-1)[live])
         return torch.cat(weights), torch.cat(values), torch.cat(rows)
+
+
+def _merged(block: Block, event_dim: int) -> Block:
+    """The block with equal data merged, where they are counts that all rows share."""
+    x = block.values
+    if block.per_row(event_dim) or (x.is_floating_point() and bool((x != x.round()).any())):
+        return block
+    values, inverse = torch.unique(x, dim=0, return_inverse=True)
+    weights = block.weights.new_zeros((len(block.weights), len(values)), dtype=torch.float64)
+    return Block(weights.index_add(1, inverse, block.weights.double()), values, block.rows)
 
 
 def _products(block: Block, centre: Tensor, event_dim: int) -> Tensor:

@@ -16,10 +16,10 @@ MAX_JOINT = 2000
 
 @weighted_mle.register(dist.MultivariateNormal)
 def multivariate_normal(sample: WeightedSample) -> None:
-    """Set loc to the mean, the covariance to the scatter about it: full, block-diagonal, diagonal or isotropic.
+    """Set loc to the mean, the covariance to the scatter: full, block-diagonal, diagonal or isotropic.
 
-    Reference: Anderson (2003), An Introduction to Multivariate Statistical Analysis, chapter 3; Celeux, Govaert
-    (1995), Gaussian parsimonious clustering models.
+    Reference: Anderson (2003), An Introduction to Multivariate Statistical Analysis, chapter 3; Celeux,
+    Govaert (1995), Gaussian parsimonious clustering models.
     """
     names = ("covariance_matrix", "precision_matrix", "scale_tril")
     matrix = next((name for name in names if name in sample.args), None)

@@ -17,8 +17,8 @@ TINY = torch.finfo(torch.float64).tiny
 def settle(sample: WeightedSample, step: Callable[[], None], max_rounds: int = 500) -> None:
     """Repeat a conditional maximisation over all rows until nothing moves beyond rounding.
 
-    One round is exact where the maximisers separate; where ties entangle them (one mean, several variances) the
-    rounds ascend to the joint maximiser. They touch statistics by row alone, not the data.
+    One round is exact where the maximisers separate; where ties entangle them (one mean, several variances)
+    the rounds ascend to the joint maximiser. They touch statistics by row alone, not the data.
 
     Reference: Meng, Rubin (1993), Maximum likelihood estimation via the ECM algorithm.
     """

@@ -21,7 +21,8 @@ def propose_success(
 
     Args:
         sample: the sample.
-        successes, trials: expected counts by row, (R,).
+        successes: expected number of successes by row, (R,).
+        trials: expected number of trials by row, (R,).
         names: the argument's name as a probability and as log-odds.
     """
     for name in names:
@@ -41,8 +42,8 @@ def propose_success(
 def propose_simplex(sample: WeightedSample, counts: Tensor) -> None:
     """Propose category probabilities from expected counts by row (R, K), with ties and structural zeros.
 
-    Tied elements of one cell share their probability equally. As logits, fixed elements (a reference category)
-    keep their values and the others are expressed relative to them.
+    Tied elements of one cell share their probability equally. As logits, fixed elements (a reference
+    category) keep their values and the others are expressed relative to them.
     """
     for name in ("probs", "logits"):
         if sample.free(name):

@@ -21,16 +21,19 @@ class Rule:
     Attributes:
         family: the class that it was registered for.
         fit: proposes new values for every free argument of a sample.
-        exact: ``True`` for a closed form, ``"newton"`` for an inner iteration run to rounding, ``"ascent"`` for a
-            rule that only promises not to decrease the likelihood.
+        exact: ``True`` for a closed form, ``"newton"`` for an inner iteration run to rounding, ``"ascent"``
+            for a rule that only promises not to decrease the likelihood.
         residuals: first-order conditions of arguments where the plain gradient does not vanish at the maximum
             (a kink or the edge of the support): argument name → scaled residual of each cell.
+        ceilings: largest values that are proposed where the likelihood may have no maximum: argument name →
+            value.
     """
 
     family: type
     fit: Callable[[WeightedSample], None]
     exact: Exactness
     residuals: dict[str, Residual]
+    ceilings: dict[str, float]
 
     def __call__(self, sample: WeightedSample) -> None:
         """Propose new values for all free arguments.
@@ -59,7 +62,11 @@ class Registry:
         self._rules: dict[type, Rule] = {}
 
     def register(
-        self, *families: type, exact: Exactness = True, residuals: dict[str, Residual] | None = None
+        self,
+        *families: type,
+        exact: Exactness = True,
+        residuals: dict[str, Residual] | None = None,
+        ceilings: dict[str, float] | None = None,
     ) -> Callable[[Callable[[WeightedSample], None]], Callable[[WeightedSample], None]]:
         """Decorator that makes a function the rule of one or more families.
 
@@ -67,11 +74,13 @@ class Registry:
             families: distribution classes; a Pyro class stands for its torch namesake too.
             exact: what the rule promises, see `Rule`.
             residuals: see `Rule`.
+            ceilings: see `Rule`.
         """
 
         def decorate(fit: Callable[[WeightedSample], None]) -> Callable[[WeightedSample], None]:
             for family in families:
-                self._rules[_namesake(family)] = Rule(family, fit, exact, dict(residuals or {}))
+                key = _namesake(family)
+                self._rules[key] = Rule(family, fit, exact, dict(residuals or {}), dict(ceilings or {}))
             return fit
 
         return decorate
@@ -105,9 +114,8 @@ class Registry:
         ]
         for name in names:
             total = f"sample.pool('{name}', sample.count() * mean)"
-            lines.append(
-                f"    sample.propose('{name}', {total} / sample.mass('{name}'))  # replace by its estimate"
-            )
+            lines.append("    # replace by the argument's own estimate:")
+            lines.append(f"    sample.propose('{name}', {total} / sample.mass('{name}'))")
         return "\n".join(lines)
 
     def _find(self, family: Any) -> Rule | None:

@@ -21,9 +21,9 @@ class NoClosedForm(ValueError):
 class WeightedSample:
     """Data with expected weights, and the tied arguments of one distribution family to be fitted to them.
 
-    A *row* is one setting of the family's arguments (a mixture component, say); a *cell* is a group of rows tied
-    to the same value of one argument. A rule reads statistics by row, adds them up by cell and proposes cell
-    values. All arithmetic is in float64 whatever the dtype of the data.
+    A *row* is one setting of the family's arguments (a mixture component, say); a *cell* is a group of rows
+    tied to the same value of one argument. A rule reads statistics by row, adds them up by cell and proposes
+    cell values. All arithmetic is in float64 whatever the dtype of the data.
 
     Args:
         args: the arguments by name.
@@ -76,11 +76,11 @@ class WeightedSample:
                 continue
             raise ValueError(
                 f"block values of shape {tuple(block.values.shape)} do not fit weights "
-                f"{tuple(block.weights.shape)}, rows {tuple(block.rows.shape)} and event_dim={self.event_dim}. "
-                "Try values of shape (I, *E, *event) or (R_b, I, *E, *event)."
+                f"{tuple(block.weights.shape)}, rows {tuple(block.rows.shape)} and "
+                f"event_dim={self.event_dim}. Try values of shape (I, *E, *event) or (R_b, I, *E, *event)."
             )
 
-    # arguments -----------------------------------------------------------------------------------------------
+    # Arguments
 
     def free(self, name: str) -> bool:
         """Whether the argument was given and may change."""
@@ -144,7 +144,7 @@ class WeightedSample:
         elements = torch.where(mass < tiny, kept, elements.detach().double())
         self.proposals[name] = ties.scatter(elements, self.cell_values(name))
 
-    # statistics ----------------------------------------------------------------------------------------------
+    # Statistics
 
     def count(self) -> Tensor:
         """Σ_i w, (R,)."""
@@ -190,6 +190,10 @@ class WeightedSample:
     def flat(self) -> tuple[Tensor, Tensor, Tensor]:
         """Every (row, datum) pair with weight: weights (M,), data (M, *event) and row numbers (M,)."""
         return self._moments.flat
+
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Like `flat`, with equal counts merged into one datum of their total weight."""
+        return self._moments.table
 
     def log_likelihood(self, family: Callable[..., Any], args: Mapping[str, Tensor] | None = None) -> Tensor:
         """Σ w log p(x | args), a scalar: what this sample contributes to EM's Q. Differentiable in ``args``.

@@ -1,4 +1,4 @@
-"""First-order conditions of a proposal: the proof that a rule's closed form is one, and the refusal of a wrong one."""
+"""First-order conditions of a proposal: they prove a rule's closed form and refuse a wrong one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_em.mstep.constraint import bounds, constraint_of
 from ppl_em.mstep.density import log_likelihood_terms
 from ppl_em.mstep.registry import weighted_mle
 from ppl_em.mstep.sample import WeightedSample
@@ -38,8 +39,8 @@ def stationarity(sample: WeightedSample, family: type) -> float:
     """Largest scaled Karush–Kuhn–Tucker residual of the sample's current proposals.
 
     Residuals are free of units: about 0.01 where a scale or a probability is off by one per cent, or where a
-    location is off by one per cent of its natural scale (the inverse root of the information in one datum); at a
-    maximum they are rounding, below 1e-8.
+    location is off by one per cent of its natural scale (the inverse root of the information in one datum);
+    at a maximum they are rounding, below 1e-8.
 
     Args:
         sample: the sample after a rule has proposed.
@@ -62,8 +63,10 @@ def stationarity(sample: WeightedSample, family: type) -> float:
 
 
 def residuals(sample: WeightedSample, family: type) -> dict[str, Tensor]:
-    """Scaled residuals of each free argument: by parameter element (G,), or by matrix element for covariances."""
-    special = weighted_mle[family].residuals if family in weighted_mle else {}
+    """Scaled residuals of each free argument by parameter element (G,), or by element of its matrices."""
+    rule = weighted_mle[family] if family in weighted_mle else None
+    special = rule.residuals if rule else {}
+    ceilings = rule.ceilings if rule else {}
     names = [name for name in sample.args if sample.free(name)]
     derivatives = _derivatives(sample, family, names) if names else {}
     result = {}
@@ -71,23 +74,11 @@ def residuals(sample: WeightedSample, family: type) -> dict[str, Tensor]:
         if name in special:
             residual = special[name](sample)
         else:
-            residual = _residual(sample, name, _constraint(family, name), derivatives[name])
+            if name in ceilings:
+                _stop_at(ceilings[name], derivatives[name])
+            residual = _residual(sample, name, constraint_of(family, name), derivatives[name])
         result[name] = torch.nan_to_num(residual, nan=torch.inf, posinf=torch.inf)
     return result
-
-
-def _constraint(family: Any, name: str) -> Any:
-    constraint = getattr(family, "arg_constraints", {}).get(name, constraints.real)
-    while hasattr(constraint, "base_constraint"):
-        constraint = constraint.base_constraint
-    return constraint
-
-
-def _bounds(constraint: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound, infinite where there is none."""
-    lower = getattr(constraint, "lower_bound", 0.0 if constraint is constraints.simplex else -torch.inf)
-    upper = getattr(constraint, "upper_bound", torch.inf)
-    return torch.full_like(value, float(lower)), torch.full_like(value, float(upper))
 
 
 def _derivatives(sample: WeightedSample, family: type, names: list[str]) -> dict[str, Derivatives]:
@@ -96,9 +87,9 @@ def _derivatives(sample: WeightedSample, family: type, names: list[str]) -> dict
     leaves, nudged = {}, {}
     for name in names:
         value = sample.cell_values(name)
-        lower, upper = _bounds(_constraint(family, name), value)
+        lower, upper = bounds(constraint_of(family, name))
         nudged[name] = ((value <= lower) | (value >= upper)) & ~sample.ties(name).fixed
-        inside = torch.minimum(torch.maximum(value, lower + NUDGE), upper - NUDGE)
+        inside = value.clamp(lower + NUDGE, upper - NUDGE)
         leaves[name] = torch.where(nudged[name], inside, value).requires_grad_()
     variables = list(leaves.values())
     generator = torch.Generator().manual_seed(0)
@@ -133,6 +124,11 @@ def _add_product(
                 total[index] += part
 
 
+def _stop_at(ceiling: float, at: Derivatives) -> None:
+    """Forget the slope of elements that would rise beyond their ceiling."""
+    at.gradient[(at.value >= ceiling * (1 - 1e-12)) & (at.gradient > 0)] = 0.0
+
+
 def _residual(sample: WeightedSample, name: str, constraint: Any, at: Derivatives) -> Tensor:
     ties = sample.ties(name)
     mass = sample.mass(name).clamp(min=1e-250).reshape((-1,) + (1,) * ties.arg_dim)
@@ -148,7 +144,7 @@ def _residual(sample: WeightedSample, name: str, constraint: Any, at: Derivative
     curvature = torch.nan_to_num(ties.pool_cells(at.curvature), nan=0.0, posinf=0.0)
     # The distance to the maximum in units of one datum's standard error.
     distance = gradient / (total * curvature).sqrt()
-    lower, upper = _bounds(constraint, at.value)
+    lower, upper = bounds(constraint)
     room = torch.minimum(at.value - lower, upper - at.value)
     room = ties.gather(torch.where(room.isinf(), 1.0, room))
     edge = (ties.gather(at.nudged.double()) > 0) | (curvature <= 0)

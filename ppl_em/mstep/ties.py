@@ -16,7 +16,7 @@ class Ties:
         num_cells: C.
         arg_dim: number of event dimensions of the argument.
         fixed: (C, *arg_event) bool, elements that stay as they are.
-        groups: (C, *arg_event) number 0…G−1 of the free parameter element behind each element, −1 where fixed.
+        groups: (C, *arg_event) number 0…G−1 of the free parameter element behind each element, −1 if fixed.
         num_groups: G.
     """
 

@@ -52,8 +52,8 @@ class Case:
     free: dict[str, Draw]
     fixed: dict[str, float] = field(default_factory=dict)
     event_dim: int = 0
-    aligned: bool = False
-    """Whether all arguments must share their cells."""
+    off: float = 1.01
+    """Factor that spoils a fitted value."""
 
     def __str__(self) -> str:
         return self.label
@@ -72,22 +72,59 @@ CASES: list[Case] = [
     Case("geometric probs", dist.Geometric, {"probs": uniform(0.2, 0.8)}),
     Case("geometric logits", dist.Geometric, {"logits": uniform(-1, 1)}),
     Case("poisson", dist.Poisson, {"rate": uniform(0.5, 6)}),
-    Case("exponential", dist.Exponential, {"rate": uniform(0.5, 3)}),
     Case("normal", dist.Normal, {"loc": uniform(-2, 2), "scale": uniform(0.5, 2)}),
     Case("half-normal", dist.HalfNormal, {"scale": uniform(0.5, 2)}),
     Case("log-normal", dist.LogNormal, {"loc": uniform(-1, 1), "scale": uniform(0.3, 1)}),
     Case(
-        "normal, covariance", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "covariance_matrix": covariance(3)},
-        event_dim=1,
+        "normal, covariance", dist.MultivariateNormal,
+        {"loc": uniform(-2, 2, 3), "covariance_matrix": covariance(3)}, event_dim=1,
     ),
     Case(
-        "normal, precision", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "precision_matrix": covariance(3)},
-        event_dim=1,
+        "normal, precision", dist.MultivariateNormal,
+        {"loc": uniform(-2, 2, 3), "precision_matrix": covariance(3)}, event_dim=1,
     ),
     Case(
         "normal, scale_tril", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "scale_tril": cholesky(3)},
         event_dim=1,
     ),
+    Case("exponential", dist.Exponential, {"rate": uniform(0.5, 3)}),
+    Case("gamma", dist.Gamma, {"concentration": uniform(0.5, 4), "rate": uniform(0.5, 2)}),
+    Case("inverse-gamma", dist.InverseGamma, {"concentration": uniform(2, 4), "rate": uniform(0.5, 2)}),
+    Case("weibull", dist.Weibull, {"scale": uniform(0.5, 2), "concentration": uniform(0.7, 3)}),
+    Case("pareto", dist.Pareto, {"scale": uniform(0.1, 0.3), "alpha": uniform(1, 3)}, off=0.99),
+    Case("beta", dist.Beta, {"concentration1": uniform(0.5, 3), "concentration0": uniform(0.5, 3)}),
+    Case("dirichlet", dist.Dirichlet, {"concentration": uniform(0.5, 3, 3)}, event_dim=1),
+    Case(
+        "negative binomial, dispersion", dist.NegativeBinomial,
+        {"total_count": uniform(1, 4), "probs": uniform(0.3, 0.6)},
+    ),
+    Case("negative binomial probs", dist.NegativeBinomial, {"probs": uniform(0.2, 0.7)}, {"total_count": 3}),
+    Case("negative binomial logits", dist.NegativeBinomial, {"logits": uniform(-1, 1)}, {"total_count": 3}),
+    Case(
+        "beta-binomial", dist.BetaBinomial,
+        {"concentration1": uniform(0.5, 2), "concentration0": uniform(0.5, 2)}, {"total_count": 8},
+    ),
+    Case(
+        "dirichlet-multinomial", dist.DirichletMultinomial, {"concentration": uniform(0.5, 2, 3)},
+        {"total_count": 9}, event_dim=1,
+    ),
+    Case("zero-inflated poisson", dist.ZeroInflatedPoisson, {"rate": uniform(2, 5), "gate": uniform(0.2, 0.5)}),
+    Case(
+        "zero-inflated poisson, logits", dist.ZeroInflatedPoisson,
+        {"rate": uniform(2, 5), "gate_logits": uniform(-1, 0.5)},
+    ),
+    Case(
+        "zero-inflated negative binomial", dist.ZeroInflatedNegativeBinomial,
+        {"total_count": uniform(3, 5), "probs": uniform(0.4, 0.6), "gate": uniform(0.2, 0.5)},
+    ),
+    Case("laplace", dist.Laplace, {"loc": uniform(-2, 2), "scale": uniform(0.5, 2)}),
+    Case("student", dist.StudentT, {"df": uniform(2, 5), "loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case("cauchy", dist.Cauchy, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case("half-cauchy", dist.HalfCauchy, {"scale": uniform(0.5, 2)}),
+    Case("logistic", dist.Logistic, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case("soft laplace", dist.SoftLaplace, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case("gumbel", dist.Gumbel, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case("von mises", dist.VonMises, {"loc": uniform(-2, 2), "concentration": uniform(0.5, 4)}),
 ]  # fmt: skip
 
 
@@ -106,9 +143,8 @@ def random_sample(
     """
     g = torch.Generator().manual_seed(seed)
     arguments, truth = {}, {}
-    cells = _cells(g, rows, ties)
     for name, draw in case.free.items():
-        cells = cells if case.aligned else _cells(g, rows, ties)
+        cells = _cells(g, rows, ties)
         count = int(cells.max()) + 1
         arguments[name] = Argument(draw(g, count)[cells], cells)
         truth[name] = draw(g, count)[cells]
