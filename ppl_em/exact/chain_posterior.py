@@ -1,0 +1,81 @@
+"""Posterior queries of a chain, from the forward–backward kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppl_em.exact import chain_queries
+from ppl_em.exact.chain_paths import sample_paths, viterbi
+from ppl_em.exact.forward_backward import chain_log_z, expected_counts
+from ppl_em.ir import Factor
+from ppl_em.ir.block import Block
+
+
+class ChainPosterior:
+    """Posterior over the states of one chain (or of many, in plates).
+
+    Args:
+        block: with its time axis.
+        init, trans, obs: log-factors in the layout of the kernels.
+    """
+
+    def __init__(self, block: Block, init: Tensor, trans: Tensor, obs: Tensor) -> None:
+        assert block.axis is not None
+        self.block, self.axis = block, block.axis
+        self._chain = (init, trans, obs)
+        self._gamma: Tensor | None = None
+        shape = [block.sizes[p] for p in block.plates]
+        self.log_z = Factor(chain_log_z(init, trans, obs).expand(shape), block.plates)
+
+    def _time(self, name: str) -> int:
+        return self.axis.states.index(name)
+
+    @property
+    def path(self) -> Tensor:
+        """(*plates, T, K) smoothed marginals of all states."""
+        if self._gamma is None:
+            self._gamma = expected_counts(*self._chain).gamma
+        return self._gamma
+
+    @property
+    def filtered(self) -> Tensor:
+        """(*plates, T, K) probabilities of each state given the observations so far."""
+        return chain_queries.filtered(*self._chain)
+
+    def forecast(self, steps: int) -> Tensor:
+        """(*plates, steps, K) state probabilities after the last observation.
+
+        Raises:
+            ValueError: the transitions vary over time, so that there are none for the future.
+        """
+        init, trans, obs = self._chain
+        if trans.dim() != 2:
+            raise ValueError("transitions that vary over time say nothing about steps after the last observation")
+        return chain_queries.forecast(self.filtered[..., -1, :], trans.exp(), steps)
+
+    def marginal(self, name: str) -> Factor:
+        """Smoothed marginal of one state."""
+        return Factor(self.path[..., self._time(name), :], (*self.block.plates, name))
+
+    def pairwise(self, a: str, b: str) -> Factor:
+        """Joint marginal of two states, however far apart."""
+        s, t = self._time(a), self._time(b)
+        first, last = (a, b) if s < t else (b, a)
+        joint = chain_queries.pairwise_between(*self._chain, min(s, t), max(s, t))
+        return Factor(joint, (*self.block.plates, first, last)).to((*self.block.plates, a, b))
+
+    def mode(self) -> dict[str, Factor]:
+        """The most probable path (Viterbi)."""
+        path, _ = viterbi(*self._chain)
+        return {z: Factor(path[..., t], self.block.plates) for t, z in enumerate(self.axis.states)}
+
+    def sample(self, num_samples: int, generator: torch.Generator) -> dict[str, Factor]:
+        """Exact joint draws of whole paths."""
+        paths = sample_paths(*self._chain, num_samples, generator)
+        dims = ("@draw", *self.block.plates)
+        return {z: Factor(paths[..., t], dims) for t, z in enumerate(self.axis.states)}
+
+    def entropy(self) -> Factor:
+        """Entropy of the posterior over paths, nats."""
+        return Factor(chain_queries.entropy(*self._chain), self.block.plates)

@@ -1,0 +1,106 @@
+"""The plan in print: like a database's EXPLAIN, one line for each decision and its reason."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppl_em.plan.plan import BlockPlan, Plan
+
+
+def render(plan: Plan) -> str:
+    """The plan as text; the same shapes give the same text."""
+    lines = [f"Plan: {_headline(plan)}"]
+    program = plan.program
+    plates = [f"{p.name}={p.size}" + ("" if p.declared else " (undeclared)") for p in program.plates.values()]
+    if plates:
+        lines.append(f"  plates     {', '.join(plates)}")
+    lines.append("E-step")
+    for block in plan.blocks:
+        lines += _block(block)
+    if plan.points:
+        lines.append(f"  point      {_names(plan.points)}: global, continuous; maximum a posteriori")
+    for name, engine in plan.approximated.items():
+        lines.append(f"  {engine:<10} {name}: {plan.reasons[name]}")
+    if not plan.blocks and not plan.approximated:
+        lines.append("  none: no local latents, plain maximum " + ("a posteriori" if plan.points else "likelihood"))
+    lines.append("M-step")
+    for update in plan.updates:
+        names = ", ".join(f"{n}{_shape(plan, n)}" for n in update.parameters)
+        where = f" of {update.family} at {_names(update.sites)}" if update.family else ""
+        lines.append(f"  {update.rule:<13} {names}{where}")
+        if update.why:
+            lines += [f"                because {part}" for part in update.why.split("; ")]
+    if not plan.updates:
+        lines.append("  nothing to estimate")
+    certificate = plan.certificate
+    lines.append("Exactness: " + ("claimed" if plan.exact else "not claimed"))
+    lines += [f"  {name:<10} {text}" for name, text in certificate.witnesses.items()]
+    lines += [f"  unproven   {text}" for text in certificate.unproven]
+    if any(s.role == "factor" for s in plan.sites()):
+        lines.append("  note       pyro.factor terms: the objective is not a normalised likelihood")
+    lines += [f"  note       {text}" for text in program.notes]
+    return "\n".join(lines)
+
+
+def render_html(plan: Plan) -> str:
+    """The plan for a notebook."""
+    colour = "#009E73" if plan.exact else "#D55E00"
+    return (
+        f'<div style="border-left:4px solid {colour};padding:2px 10px">'
+        f'<pre style="margin:0;white-space:pre-wrap;font-size:0.9em">{html.escape(render(plan))}</pre></div>'
+    )
+
+
+def _headline(plan: Plan) -> str:
+    if plan.approximated:
+        return "variational inference" + (" with some latents summed exactly" if plan.blocks else "")
+    if plan.blocks:
+        return "exact EM" if plan.exact else "EM, exactness unproven"
+    return "direct maximisation (no latents to sum)"
+
+
+def _block(entry: BlockPlan) -> list[str]:
+    block = entry.block
+    latents = ", ".join(f"{d}={n}" for d, n in _latent_sizes(entry))
+    plates = [f"{p}={block.sizes[p]}" for p in block.plates]
+    over = f" for each of {' × '.join(plates)}" if plates else ""
+    lines = [f"  {entry.engine.name:<10} sum out {latents}{over}"]
+    lines.append(f"             predicted {_si(entry.flops)}flop, {_si(entry.bytes)}B per E-step")
+    sites = ", ".join(_stack_name(s.members) for s in block.sites)
+    lines.append(f"             factors {sites}")
+    lines += [f"             not {name}: {why}" for name, why in entry.rejected]
+    if block.alive:
+        lines.append("             masked elements without observed descendants do not count in the M-step")
+    return lines
+
+
+def _latent_sizes(entry: BlockPlan) -> list[tuple[str, int]]:
+    block = entry.block
+    if block.axis is not None:
+        states = block.axis.states
+        return [(f"{states[0]}…{states[-1]} (T={len(states)}) K", block.latents[0].cardinality)]
+    return [(z.name, z.cardinality) for z in block.latents]
+
+
+def _stack_name(members: Sequence[str]) -> str:
+    return members[0] if len(members) < 2 else f"{members[0]}…{members[-1]}"
+
+
+def _names(names: Sequence[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _shape(plan: Plan, name: str) -> str:
+    shape = tuple(plan.program.parameters[name].init.shape)
+    return f"[{'×'.join(map(str, shape))}]" if shape else ""
+
+
+def _si(value: float) -> str:
+    if value <= 0:
+        return "0 "
+    step = min(int(math.log10(value) // 3), 5)
+    return f"{value / 1000**step:.3g} {['', 'k', 'M', 'G', 'T', 'P'][step]}"

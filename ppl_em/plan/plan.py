@@ -1,0 +1,233 @@
+"""The plan: how each block of latents is inferred and each parameter updated, at what cost, and why."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ppl_em.errors import PlanError, message
+from ppl_em.ir import Program, Site
+from ppl_em.ir.block import Block
+from ppl_em.plan.explain import render, render_html
+from ppl_em.plan.rules import RuleLookup, Update, choose_rules
+from ppl_em.plan.stacking import chain_order, stack_chain
+from ppl_em.plan.structure import find_blocks
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """How one block of latents is dealt with.
+
+    Args:
+        block: latents and factors, stacked along time where they form a chain.
+        engine: the engine object.
+        flops, bytes: predicted cost of one E-step.
+        rejected: (engine's name, reason) for each engine tried before.
+    """
+
+    block: Block
+    engine: Any
+    flops: float
+    bytes: float
+    rejected: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Evidence for what the plan calls exact.
+
+    Args:
+        treatment: by latent: ``"summed"``, ``"point-estimated"``, ``"approximated"``.
+        witnesses: by name, what was done.
+        unproven: reasons why exactness is not claimed.
+    """
+
+    treatment: Mapping[str, str]
+    witnesses: Mapping[str, str]
+    unproven: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "treatment": dict(self.treatment),
+            "witnesses": dict(self.witnesses),
+            "unproven": list(self.unproven),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``fit`` will do, decided from structure and shapes before anything is paid for.
+
+    ``str(plan)`` is the EXPLAIN text, ``to_dict()`` its plain JSON form.
+
+    Args:
+        program: the traced program.
+        blocks: blocks of summed latents with their engines.
+        plain: sites that depend on no latent.
+        updates: M-step rules in the order in which they are applied.
+        points: global latents that are point-estimated.
+        approximated: latents that no exact engine takes, with the engine that infers them.
+        reasons: why each approximated latent is not exact.
+        restarts: number of starts.
+    """
+
+    program: Program
+    blocks: tuple[BlockPlan, ...]
+    plain: tuple[Site, ...]
+    updates: tuple[Update, ...]
+    points: tuple[str, ...] = ()
+    approximated: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    method: str = "em"
+
+    @property
+    def exact(self) -> bool:
+        """Whether every latent is summed or integrated exactly, with evidence."""
+        return not self.approximated and not self.program.unproven
+
+    @property
+    def rejected(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """By latent: (alternative, why it was not taken)."""
+        result = {z: b.rejected for b in self.blocks for z in b.block.names if b.rejected}
+        result.update({z: (("exact", why),) for z, why in self.reasons.items()})
+        return result
+
+    @property
+    def certificate(self) -> Certificate:
+        """The evidence for exactness."""
+        treatment = {}
+        for name in self.program.latents:
+            if name in self.points:
+                treatment[name] = "point-estimated"
+            elif name in self.approximated:
+                treatment[name] = "approximated"
+            else:
+                treatment[name] = "summed"
+        return Certificate(treatment, dict(self.program.witnesses), tuple(self.program.unproven))
+
+    def engine_of(self, name: str) -> str:
+        """Engine of a latent, by its name or the name of its family ("z" for z_0 … z_T).
+
+        Raises:
+            KeyError: no such latent.
+        """
+        for candidate in self._family(name, self.program.latents):
+            if candidate in self.points:
+                return "point"
+            if candidate in self.approximated:
+                return self.approximated[candidate]
+            for block in self.blocks:
+                if candidate in block.block.names:
+                    return str(block.engine.name)
+        raise KeyError(f"no latent '{name}'; the program has {sorted(self.program.latents)}")
+
+    def rule_of(self, name: str) -> str:
+        """M-step rule of a parameter: "closed form", "least squares", "newton", "gradient" or "frozen".
+
+        Raises:
+            KeyError: no such parameter.
+        """
+        for update in self.updates:
+            if name in update.parameters:
+                return update.rule
+        raise KeyError(f"no parameter '{name}'; the program has {sorted(self.program.parameters)}")
+
+    @staticmethod
+    def _family(name: str, names: Mapping[str, Any]) -> list[str]:
+        if name in names:
+            return [name]
+        return [n for n in names if re.fullmatch(re.escape(name) + r"[_\[]?\d+\]?", n)]
+
+    def sites(self) -> list[Site]:
+        """All sites as they are worked on, stacks in place of their members."""
+        return [s for b in self.blocks for s in b.block.sites] + list(self.plain)
+
+    def __str__(self) -> str:
+        return render(self)
+
+    def _repr_html_(self) -> str:
+        return render_html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return {
+            "method": self.method,
+            "exact": self.exact,
+            "blocks": [
+                {
+                    "latents": list(b.block.names),
+                    "engine": b.engine.name,
+                    "sizes": {d: b.block.sizes[d] for d in b.block.sizes if "@" not in d},
+                    "flops": b.flops,
+                    "bytes": b.bytes,
+                    "rejected": [list(r) for r in b.rejected],
+                }
+                for b in self.blocks
+            ],
+            "points": list(self.points),
+            "approximated": dict(self.approximated),
+            "reasons": dict(self.reasons),
+            "updates": [
+                {"rule": u.rule, "parameters": list(u.parameters), "family": u.family, "why": u.why} for u in self.updates
+            ],
+            "certificate": self.certificate.to_dict(),
+            "notes": list(self.program.notes),
+        }
+
+
+def make_plan(
+    program: Program, engines: Sequence[Any], lookup: RuleLookup, *, max_bytes: float, method: str = "auto"
+) -> Plan:
+    """Choose an engine for each block of latents and a rule for each parameter.
+
+    Args:
+        program: the traced program.
+        engines: exact engines in order of preference.
+        lookup: what the M-step registry knows of a family.
+        max_bytes: memory that an E-step may use.
+        method: ``"auto"`` or ``"em"``.
+
+    Raises:
+        PlanError: a block fits no engine within the budget, or ``"em"`` meets a latent that it cannot sum.
+    """
+    approximated, reasons = {}, {}
+    points = tuple(n for n, p in program.parameters.items() if p.origin == "site")
+    for name, latent in program.latents.items():
+        if latent.kind == "continuous" and name not in points:
+            approximated[name] = "amortised"
+            reasons[name] = "it is continuous and local: no exact engine integrates it"
+    if method == "em" and approximated:
+        name = next(iter(approximated))
+        raise PlanError(message("exact EM cannot be had", site=name, why=reasons[name], hint='method="svi" or "auto"'))
+    found, plain = find_blocks(program)
+    blocks = tuple(_choose(block, engines, max_bytes) for block in found)
+    sites = [s for b in blocks for s in b.block.sites] + plain
+    updates = choose_rules(program, sites, lookup)
+    return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, "svi" if approximated else "em")
+
+
+def _choose(block: Block, engines: Sequence[Any], max_bytes: float) -> BlockPlan:
+    order = chain_order(block)
+    stacked = stack_chain(block, order) if order is not None else None
+    rejected: list[tuple[str, str]] = []
+    for engine in engines:
+        candidate = stacked if stacked is not None and engine.reject(block) is not None else block
+        why = engine.reject(candidate)
+        if why is None:
+            cost = engine.cost(candidate)
+            if cost.bytes <= max_bytes:
+                return BlockPlan(candidate, engine, cost.flops, cost.bytes, tuple(rejected))
+            why = f"it would need {cost.bytes:.1e} bytes, the budget is {max_bytes:.1e}"
+        rejected.append((engine.name, why))
+    reasons = "; ".join(f"{name}: {why}" for name, why in rejected)
+    raise PlanError(
+        message(
+            "no exact engine can sum these latents within the budget",
+            site=", ".join(block.names[:5]) + (" …" if len(block.names) > 5 else ""),
+            why=reasons,
+            hint='method="svi", fewer states, or a larger budget with Auto(memory_bytes=...)',
+        )
+    )

@@ -1,0 +1,95 @@
+"""Which M-step rule each parameter gets: the strongest that its links to the program's arguments admit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ppl_em.ir import Program, Site
+
+#: Answers, for a distribution family: what its weighted maximum-likelihood rule promises (None if there is none).
+RuleLookup = Callable[[type], str | None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of the M-step: parameters that are updated together.
+
+    Args:
+        rule: ``"closed form"``, ``"newton"`` (an inner iteration run to rounding), ``"gradient"`` or ``"frozen"``.
+        parameters: their names.
+        sites: names of the (stacked) sites that they feed.
+        family: name of the family, for closed forms.
+        why: why nothing stronger was chosen.
+    """
+
+    rule: str
+    parameters: tuple[str, ...]
+    sites: tuple[str, ...]
+    family: str = ""
+    why: str = ""
+
+
+def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) -> tuple[Update, ...]:
+    """Group the parameters by the sites that they share and choose a rule for each group.
+
+    Args:
+        program: gives the parameters.
+        sites: all sites of the plan, stacked ones in place of their members.
+        lookup: the registry's answer for a family.
+    """
+    fed = {n: [s for s in sites if n in s.parameters] for n in program.parameters}
+    free = [n for n, p in program.parameters.items() if not p.frozen]
+    obstacle = {n: _obstacle(n, program, fed[n], lookup) for n in free}
+    updates = []
+    if frozen := tuple(n for n, p in program.parameters.items() if p.frozen):
+        updates.append(Update("frozen", frozen, ()))
+    for group in _groups([n for n in free if obstacle[n] is None], fed):
+        members = {s.name: s for n in group for s in fed[n]}
+        family = next(iter(members.values())).family
+        assert family is not None
+        updates.append(Update(lookup(family) or "closed form", tuple(group), tuple(members), family.__name__))
+    hard = [n for n in free if obstacle[n] is not None]
+    if hard:
+        names = tuple(dict.fromkeys(s.name for n in hard for s in fed[n]))
+        why = "; ".join(f"{n}: {obstacle[n]}" for n in hard)
+        updates.append(Update("gradient", tuple(hard), names, why=why))
+    return tuple(updates)
+
+
+def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLookup) -> str | None:
+    """Why a parameter has no closed form, or None if it has."""
+    if not sites:
+        return "no density depends on it"
+    if program.parameters[name].origin == "site":
+        return f"it has a prior ({_family(program, name)}) that is not combined with its likelihood in closed form"
+    families = {s.family for s in sites}
+    for site in sites:
+        if site.family is None:
+            return f"it feeds the factor '{site.name}'"
+        linked = {k.parameter for a in site.arguments.values() for k in a.links}
+        if name not in linked:
+            return f"it reaches '{site.name}' through a computation that is not an element-by-element link"
+        if not site.lowered:
+            return f"another argument of '{site.name}' is computed from parameters in an unknown way"
+    if len(families) > 1:
+        return f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
+    family = next(iter(families))
+    assert family is not None
+    return None if lookup(family) is not None else f"no rule is registered for {family.__name__}"
+
+
+def _family(program: Program, name: str) -> str:
+    site = program.sites.get(name)
+    return site.family.__name__ if site is not None and site.family is not None else "unknown"
+
+
+def _groups(names: Sequence[str], fed: Mapping[str, Sequence[Site]]) -> list[list[str]]:
+    """Parameters that share a site are estimated together."""
+    groups: list[tuple[list[str], set[str]]] = []
+    for name in names:
+        mine = {s.name for s in fed[name]}
+        touching = [g for g in groups if g[1] & mine]
+        merged = ([n for g in touching for n in g[0]] + [name], mine.union(*(g[1] for g in touching)))
+        groups = [g for g in groups if g not in touching] + [merged]
+    return [sorted(g[0], key=list(fed).index) for g in groups]

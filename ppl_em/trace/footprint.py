@@ -1,0 +1,64 @@
+"""Running other people's programs without leaving a footprint on global state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyro
+import torch
+from pyro.poutine.runtime import _DIM_ALLOCATOR
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Restore the parameter store, random states, validation flag and default dtype on the way out.
+
+    Inside, the parameter store is empty and the random state is that of ``seed``. Validation by Pyro is off: values
+    and supports are checked by the tracer itself, with the site's name in the message.
+
+    Args:
+        seed: seed of Python's, NumPy's and PyTorch's generators inside the block.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    dtype, plate_dims = torch.get_default_dtype(), list(_DIM_ALLOCATOR._stack)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with (
+            pyro.get_param_store().scope(),
+            torch.random.fork_rng(devices=list(devices)),
+            pyro.validation_enabled(False),
+        ):
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.manual_seed(seed)
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_default_dtype(dtype)
+        _DIM_ALLOCATOR._stack[:] = plate_dims
+
+
+@contextmanager
+def full_plates() -> Iterator[None]:
+    """Let plates that would draw a random subsample run over all their elements instead.
+
+    Pyro refuses a subsample site conditioned on all indices ("subsample_size does not match"), so the plate's own
+    method is replaced for the duration. A subsample that the program gives by its indices is left alone.
+    """
+    original = SubsampleMessenger.__dict__["_subsample"]
+
+    def _subsample(name, size=None, subsample_size=None, subsample=None, use_cuda=None, device=None):  # type: ignore[no-untyped-def]
+        if size is not None and subsample is None:
+            subsample_size = None
+        return original.__func__(name, size, subsample_size, subsample, use_cuda, device)
+
+    SubsampleMessenger._subsample = staticmethod(_subsample)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SubsampleMessenger._subsample = original  # type: ignore[method-assign]

@@ -1,0 +1,98 @@
+"""Checks of what was observed, before anything is computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_em.errors import DataError, message
+from ppl_em.trace.run import Record
+
+
+def check_observations(records: Mapping[str, Record]) -> None:
+    """Refuse data that no density can score.
+
+    Raises:
+        DataError: NaN, infinite, outside the support, or empty; the site, the number of bad elements and the first.
+    """
+    for record in records.values():
+        if record.role != "observed" or record.peeled is None:
+            continue
+        value, name = record.value, record.name
+        if value.numel() == 0:
+            raise DataError(message("nothing is observed (an empty tensor)", site=name, value=tuple(value.shape)))
+        counted = _counted(record)
+        if value.is_floating_point():
+            _refuse(name, value, torch.isnan(value) & counted, "NaN in observed data", "removing or imputing these elements")
+            _refuse(name, value, torch.isinf(value) & counted, "infinite values in observed data", "removing them")
+        inside = _inside_support(record)
+        if inside is not None:
+            keep = counted if inside.dim() == counted.dim() else counted.reshape(inside.shape)
+            _refuse(
+                name,
+                value if inside.shape == value.shape else None,
+                ~inside & keep,
+                f"observed values outside the support of {record.peeled.family.__name__}",
+                "a distribution whose support holds the data",
+            )
+
+
+def fill_masked(record: Record) -> Record:
+    """Give masked NaN elements a harmless value: their gradient would be NaN although they do not count."""
+    value = record.value
+    if not value.is_floating_point() or not bool(torch.isnan(value).any()):
+        return record
+    usable = value[torch.isfinite(value)]
+    filled = torch.where(torch.isnan(value), usable[0] if usable.numel() else torch.zeros((), dtype=value.dtype), value)
+    return replace(record, value=filled, version=filled._version)
+
+
+def _counted(record: Record) -> Tensor:
+    """Elements of the value that the mask lets count, in the shape of the value."""
+    value, event_dim = record.value, getattr(record.fn, "event_dim", 0)
+    counted = torch.ones(value.shape, dtype=torch.bool, device=value.device)
+    if record.mask is not None:
+        mask = torch.as_tensor(record.mask, device=value.device)
+        counted = _shaped(mask, value, event_dim)
+    if record.peeled is not None and record.peeled.mask is not None:
+        mask = torch.as_tensor(record.peeled.mask, device=value.device)
+        counted = counted & _shaped(mask, value, event_dim - record.peeled.inner)
+    return counted
+
+
+def _shaped(mask: Tensor, value: Tensor, event_dim: int) -> Tensor:
+    mask = mask.reshape(tuple(mask.shape) + (1,) * event_dim)
+    try:
+        shape = torch.broadcast_shapes(mask.shape, value.shape)
+        full = mask.expand(shape)
+    except RuntimeError:
+        return torch.ones_like(value, dtype=torch.bool)
+    while full.dim() > value.dim():
+        full = full.any(0)
+    for axis, size in enumerate(value.shape):
+        if size == 1 and full.shape[axis] > 1:
+            full = full.any(axis, keepdim=True)
+    return full
+
+
+def _inside_support(record: Record) -> Tensor | None:
+    assert record.peeled is not None
+    try:
+        inside = record.peeled.base.support.check(record.value)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        return None
+    extra = record.value.dim() - inside.dim()
+    return inside if extra <= 0 else inside.reshape(tuple(inside.shape) + (1,) * extra).expand(record.value.shape)
+
+
+def _refuse(name: str, value: Tensor | None, bad: Tensor, what: str, hint: str) -> None:
+    count = int(bad.sum())
+    if count:
+        shown: Any = None
+        if value is not None and bad.shape == value.shape:
+            shown = float(value[bad][0])
+        raise DataError(message(f"{count} of {bad.numel()}: {what}", site=name, value=shown, hint=hint))

@@ -1,0 +1,130 @@
+"""One recorded sample statement as a frozen site with named dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import torch
+from torch import Tensor
+
+from ppl_em.ir import Argument, Factor, Latent, Plate, Site
+from ppl_em.trace.layout import Layout
+from ppl_em.trace.run import Record
+
+
+def build_site(
+    record: Record,
+    marks: Record,
+    scope: tuple[str, ...],
+    layout: Layout,
+    plates: Mapping[str, Plate],
+    sources: frozenset[str],
+    summed: Mapping[str, Latent],
+    points: tuple[str, ...],
+) -> Site:
+    """Turn a record of an enumerated run into a site (links are found later).
+
+    Args:
+        record: from the enumerated run at the initial parameters.
+        marks: from the run in which provenance was followed.
+        scope: summed latents on which the site may depend.
+        sources: marks of everything that is estimated.
+    """
+    peeled = record.peeled
+    inner = 0 if peeled is None else peeled.inner
+    mask, scale = _mask(record, layout, scope), _scale(record, layout, scope)
+    arguments, value = {}, Factor(torch.zeros(()), ())
+    if peeled is not None:
+        for name, tensor in peeled.arguments.items():
+            named = layout.name_dims(record, tensor.detach(), peeled.event_dims[name], inner, scope)
+            fed = frozenset(_source_name(m) for m in marks.argument_marks.get(name, frozenset()) & sources)
+            arguments[name] = Argument(named, (), fed)
+        value = _value(record, layout, scope)
+    elementwise = layout.name_dims(record, record.log_prob().detach(), 0, inner, scope)
+    pieces = [elementwise, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
+    seen = dict.fromkeys(d for piece in pieces for d in piece.dims)
+    kept_scope = tuple(z for z in scope if z in seen)
+    own = tuple(f.name for f in reversed(record.frames) if f.dim is not None)
+    own += tuple(d for d in seen if d in plates and d not in own)
+    inner_names = tuple(d for d in seen if d not in summed and d not in plates)
+    own = tuple(sorted(own, key=lambda d: _position(record, layout, d)))
+    fed = frozenset(_source_name(m) for m in marks.marks & sources)
+    if record.name in points:
+        fed |= {record.name}
+    return Site(
+        name=record.name,
+        role=record.role,  # type: ignore[arg-type]
+        scope=kept_scope,
+        plates=own,
+        dims=kept_scope + own,
+        inner=inner_names,
+        family=None if peeled is None else peeled.family,
+        arguments=arguments,
+        value=value,
+        mask=None if record.name in summed else mask,
+        scale=scale,
+        parameters=fed,
+        members=(record.name,),
+        options={} if peeled is None else dict(peeled.options),
+        point=record.name if record.name in points else None,
+    )
+
+
+def _value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
+    assert record.peeled is not None
+    base = record.peeled.base
+    value = record.value.detach()
+    event_dim = len(base.event_shape)
+    shape = tuple(base.batch_shape)
+    batch = value.dim() - event_dim
+    if batch < len(shape):
+        value = value.reshape((1,) * (len(shape) - batch) + tuple(value.shape))
+        batch = len(shape)
+    # Where neither the value nor an argument varies along a batch dimension, the multiplicity still counts.
+    target = list(value.shape)
+    for axis in range(len(shape)):
+        position = batch - len(shape) + axis
+        constant = all(_size(t, record.peeled.event_dims[n], axis - len(shape)) == 1 for n, t in record.peeled.arguments.items())
+        if target[position] == 1 and shape[axis] > 1 and constant:
+            target[position] = shape[axis]
+    return layout.name_dims(record, value.expand(target), event_dim, record.peeled.inner, scope)
+
+
+def _size(tensor: Tensor, event_dim: int, position: int) -> int:
+    position -= event_dim
+    return tensor.shape[position] if -position <= tensor.dim() else 1
+
+
+def _mask(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor | None:
+    masks = []
+    if record.mask is not None and record.mask is not True:
+        masks.append(layout.name_dims(record, torch.as_tensor(record.mask), 0, 0, scope))
+    wrapped = None if record.peeled is None else record.peeled.mask
+    if wrapped is not None and wrapped is not True:
+        assert record.peeled is not None
+        masks.append(layout.name_dims(record, torch.as_tensor(wrapped), 0, record.peeled.inner, scope))
+    if not masks:
+        return None
+    total = masks[0]
+    for mask in masks[1:]:
+        total = total * mask
+    return total
+
+
+def _scale(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor | None:
+    if isinstance(record.scale, Tensor):
+        if record.scale.numel() == 1 and float(record.scale) == 1.0:
+            return None
+        return layout.name_dims(record, record.scale.detach(), 0, 0, scope)
+    return None if record.scale == 1.0 else Factor(torch.tensor(record.scale), ())
+
+
+def _position(record: Record, layout: Layout, plate: str) -> int:
+    for frame in record.frames:
+        if frame.name == plate and frame.dim is not None:
+            return frame.dim
+    return next((p for (_, p), name in layout.batches.items() if name == plate), 0)
+
+
+def _source_name(mark: str) -> str:
+    return mark.split(":", 1)[1]
+
