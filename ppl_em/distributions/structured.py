@@ -1,0 +1,166 @@
+"""Distributions that sum over a hidden structure inside `log_prob`, and their registry.
+
+A parse tree or an alignment is not a finite set of enumerated sites, yet its posterior is tractable by dynamic
+programming. Such a distribution enters a program as one observed site; its `log_prob` is the log partition function
+log Z of the hidden structure, and the derivative of log Z by the log of a probability is the posterior expectation
+of how often that probability was used. That identity gives every structured distribution its E-step.
+
+The extension point: derive from `StructuredDistribution`, name the arguments that are counted, predict the cost, and
+decorate the class with `register_structured`.
+
+Reference:
+    Eisner, J. (2016). Inside-outside and forward-backward algorithms are just backprop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+__all__ = [
+    "HiddenCost",
+    "StructuredDistribution",
+    "is_structured",
+    "register_structured",
+    "structured_distributions",
+]
+
+
+class HiddenCost(NamedTuple):
+    """Predicted cost of log Z and its derivatives.
+
+    Attributes:
+        flops: Floating-point operations, forward and backward.
+        bytes: Peak memory beyond arguments and value.
+    """
+
+    flops: float
+    bytes: float
+
+
+class StructuredDistribution(TorchDistribution):
+    """A distribution with a tractable hidden structure.
+
+    Subclasses implement `log_prob` (differentiable), `hidden_cost`, and set `counted`.
+
+    Attributes:
+        counted: Names of the arguments that are tables of probabilities of which the probability of the value is a
+            polynomial, each term using an entry as often as the hidden structure does.
+    """
+
+    counted: ClassVar[tuple[str, ...]] = ()
+
+    def hidden_cost(self, value_shape: torch.Size) -> HiddenCost:
+        """Predicts the cost of `log_prob` and `expected_counts` from shapes alone.
+
+        Args:
+            value_shape: Shape of the value, batch and event.
+
+        Returns:
+            Floating-point operations and bytes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not predict its cost. Try defining hidden_cost."
+        )
+
+    def expected_counts(self, value: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Posterior expectation of how often each probability was used: θ · ∂ log Z / ∂ θ.
+
+        Args:
+            value: As for `log_prob`.
+            weights: One weight per batch element, shape broadcastable to that of `log_prob`; one if None.
+
+        Returns:
+            For each counted argument a tensor of the argument's own shape, summed over the batch dims along which
+            the argument is shared. Impossible values add zero.
+        """
+        leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in self.counted}
+        with torch.enable_grad():
+            log_z = self._with_arguments(leaves).log_prob(value)
+            total = (log_z if weights is None else log_z * weights.detach()).where(log_z.isfinite(), 0).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        counts = zip(leaves.items(), gradients, strict=True)
+        return {
+            name: torch.zeros_like(leaf) if grad is None else leaf.detach() * grad.where(leaf != 0, 0)
+            for (name, leaf), grad in counts
+        }
+
+    def normalised(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The M-step of free probability tables: each table maximises Σ counts · log θ over its simplex.
+
+        Args:
+            counts: As returned by `expected_counts`.
+
+        Returns:
+            New arguments by name. A row without counts keeps its current value.
+        """
+        updated = {}
+        for name, count in counts.items():
+            dims = tuple(range(-self._constraint(name).event_dim, 0))
+            total = count.sum(dims, keepdim=True)
+            updated[name] = torch.where(
+                total > 0, count / total.masked_fill(total == 0, 1), getattr(self, name)
+            )
+        return updated
+
+    def _constraint(self, name: str) -> Any:
+        """Returns the constraint of an argument; its event dims are those that are normalised together."""
+        return self.arg_constraints[name]  # type: ignore[index]
+
+    def _with_arguments(self, arguments: Mapping[str, Tensor]) -> StructuredDistribution:
+        """Returns a copy in which the named arguments are replaced by tensors of the same shape."""
+        new = copy.copy(self)
+        for name, tensor in arguments.items():
+            object.__setattr__(new, name, tensor)
+        return new
+
+
+_REGISTRY: list[type[StructuredDistribution]] = []
+_D = TypeVar("_D", bound=type[StructuredDistribution])
+
+
+def register_structured(cls: _D) -> _D:
+    """Class decorator: makes a distribution known to the planner as an exact block.
+
+    Args:
+        cls: A subclass of `StructuredDistribution` that defines `log_prob`, `hidden_cost` and `counted`.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: If the class lacks a part of the protocol.
+    """
+    missing = [
+        name
+        for name in ("log_prob", "hidden_cost", "expected_counts")
+        if getattr(cls, name, None) is None or getattr(cls, name) is getattr(TorchDistribution, name, None)
+    ]
+    if getattr(cls, "hidden_cost", None) is StructuredDistribution.hidden_cost:
+        missing.append("hidden_cost")
+    if not getattr(cls, "counted", ()):
+        missing.append("counted")
+    if missing:
+        raise TypeError(
+            f"{cls.__name__} cannot be registered as structured: it lacks {', '.join(missing)}. "
+            "Try deriving from StructuredDistribution and defining them."
+        )
+    if cls not in _REGISTRY:
+        _REGISTRY.append(cls)
+    return cls
+
+
+def structured_distributions() -> tuple[type[StructuredDistribution], ...]:
+    """Returns the registered classes in the order of their registration."""
+    return tuple(_REGISTRY)
+
+
+def is_structured(distribution: object) -> bool:
+    """Whether a distribution, or a class of distributions, is registered (itself or a base class of it)."""
+    cls = distribution if isinstance(distribution, type) else type(distribution)
+    return any(issubclass(cls, registered) for registered in _REGISTRY)
