@@ -1,7 +1,8 @@
 """Distributions with a tractable hidden structure: grammars and alignments."""
 
 from ppl_em.distributions.ctc import CTC
-from ppl_em.distributions.normal_form import Grammar, from_text
+from ppl_em.distributions.grammar import Grammar
+from ppl_em.distributions.normal_form import from_text
 from ppl_em.distributions.pcfg import PCFG
 from ppl_em.distributions.structured import (
     HiddenCost,

@@ -1,8 +1,8 @@
 """From Pyro's batch shapes to the axes of the chart: G grammars × M sentences.
 
-A grammar that is shared by the batch must not be copied for each sentence: batch dims along which an argument varies
-become the grammar axis, all others the sentence axis. Sentences are sorted by falling length, so that the chart's
-wider diagonals hold only those that are long enough.
+A grammar that is shared by the batch must not be copied for each sentence: batch dims along which an argument
+varies become the grammar axis, all others the sentence axis. Sentences are sorted by falling length, so that
+the chart's wider diagonals hold only those that are long enough.
 """
 
 from __future__ import annotations

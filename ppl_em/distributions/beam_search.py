@@ -1,8 +1,8 @@
 """Prefix beam search: the most probable label sequences given frames.
 
 Reference:
-    Hannun, A. Y., Maas, A. L., Jurafsky, D. and Ng, A. Y. (2014). First-pass large vocabulary continuous speech
-    recognition using bi-directional recurrent DNNs.
+    Hannun, A. Y., Maas, A. L., Jurafsky, D. and Ng, A. Y. (2014). First-pass large vocabulary continuous
+    speech recognition using bi-directional recurrent DNNs.
 """
 
 from __future__ import annotations

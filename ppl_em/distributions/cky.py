@@ -1,4 +1,4 @@
-"""The Viterbi (CKY) chart: log-probability of the best subtree of every span, vectorised over diagonals and batch.
+"""The Viterbi (CKY) chart: the best subtree of every span, vectorised over diagonals and batch.
 
 Reference:
     Younger, D. H. (1967). Recognition and parsing of context-free languages in time n³.

@@ -41,6 +41,7 @@ class padded_labels(Constraint):  # noqa: N801 - constraints are spelled in lowe
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
+        """Returns whether each sequence is valid, (…), for `value` (…, N)."""
         label = (value >= 0) & (value < self.num_labels)
         if self.excluded is not None:
             label = label & (value != self.excluded)
@@ -99,12 +100,12 @@ class _SquareSimplexTransform(Transform):
         return isinstance(other, _SquareSimplexTransform) and self.flat == other.flat
 
     def _call(self, x: Tensor) -> Tensor:
-        flat = self.flat(x)
+        flat = torch.as_tensor(self.flat(x))
         side = isqrt(flat.shape[-1])
         return flat.unflatten(-1, (side, side))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return self.flat.inv(y.flatten(-2))
+        return torch.as_tensor(self.flat.inv(y.flatten(-2)))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Returns that of the flat transform: reshaping changes no volume."""

@@ -25,23 +25,26 @@ __all__ = ["CTC"]
 class CTC(StructuredDistribution):
     """Label sequences emitted by T frames, the alignment summed out (connectionist temporal classification).
 
-    Each frame emits one class, independently, from softmax(logits); repeats are merged and blanks removed. `log_prob`
-    sums over all alignments of the labels to the frames.
+    Each frame emits one class, independently, from softmax(logits); repeats are merged and blanks removed.
+    `log_prob` sums over all alignments of the labels to the frames.
 
     Args:
         logits: (…, T, C), scores of the classes at each frame; softmax is applied.
         input_lengths: (…) int64, number of frames used; T if None.
-        target_lengths: (…) int64, number of labels; if None, a value ends at its first entry that is negative or blank.
+        target_lengths: (…) int64, number of labels; if None, a value ends at its first entry that is negative
+            or blank.
         blank: The blank class.
 
-    Values are int64 (…, S), labels 0 … C − 1 except the blank. Draws are padded with −1; where `target_lengths` are
-    given they have those lengths. The event shape is (longest target length,), or (T,) if unknown.
+    Values are int64 (…, S), labels 0 … C − 1 except the blank. Draws are padded with −1; where
+    `target_lengths` are given they have those lengths. The event shape is (longest target length,), or (T,)
+    if unknown.
 
     Raises:
         ModelError: If the shapes do not fit together.
 
     Reference:
-        Graves, A., Fernández, S., Gomez, F. and Schmidhuber, J. (2006). Connectionist temporal classification.
+        Graves, A., Fernández, S., Gomez, F. and Schmidhuber, J. (2006). Connectionist temporal
+        classification.
 
     Example:
         >>> uniform = CTC(torch.zeros(2, 3))           # two frames; blank and labels 1, 2
@@ -49,7 +52,7 @@ class CTC(StructuredDistribution):
         tensor(0.3333)
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 - torch.distributions' own spelling
+    arg_constraints = {"logits": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
     counted = ("logits",)
 
     def __init__(
@@ -130,7 +133,7 @@ class CTC(StructuredDistribution):
         used = lengths.expand(self.batch_shape).reshape(-1).tolist()
         return [prefix_beam_search(x[:n], self.blank, beam_width) for x, n in zip(flat, used, strict=True)]
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draws label sequences, (*sample_shape, *batch, S) int64, padded with −1."""
         shape = self._extended_shape(torch.Size(sample_shape))[:-1]
         with torch.no_grad():
@@ -159,7 +162,7 @@ class CTC(StructuredDistribution):
         return {"logits": counts}
 
     def normalised(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The M-step of free logits: log of the normalised counts; a frame without counts keeps its logits."""
+        """The M-step of free logits: log of the normalised counts; frames without counts keep theirs."""
         count = counts["logits"]
         total = count.sum(-1, keepdim=True)
         return {
@@ -175,7 +178,8 @@ class CTC(StructuredDistribution):
         sequences = torch.broadcast_shapes(self.batch_shape, value_shape[:-1]).numel()
         frames, classes = self.logits.shape[-2:]
         states = 2 * value_shape[-1] + 1
-        # Two recursions of three exponentials and a logarithm for each state; a softmax and its backward pass.
+        # Two recursions of three exponentials and a logarithm for each state; a softmax and its backward
+        # pass.
         flops = sequences * frames * (60.0 * states + 20.0 * classes)
         return HiddenCost(
             flops, float(sequences * frames * (2 * states + 4 * classes) * self.logits.element_size())

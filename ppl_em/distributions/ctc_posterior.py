@@ -79,7 +79,7 @@ class CTCPosterior:
         return marginals.reshape(*self.batch_shape, *marginals.shape[1:])
 
     def class_marginals(self) -> Tensor:
-        """Probability that a frame emits each class, (*batch, T, C): the derivative of log Z by log-probabilities."""
+        """Probability that a frame emits each class, (*batch, T, C): the derivative of log Z."""
         states = self.state_marginals().reshape(*self.log_probs.shape[:2], -1)
         index = self.spelling.classes.unsqueeze(1).expand_as(states)
         marginals = torch.zeros_like(self.log_probs).scatter_add_(2, index, states)

@@ -1,9 +1,10 @@
 """The forward and backward recursions of connectionist temporal classification, and log Z.
 
-A label sequence y of length S is spelled by *states* 0 … 2S: blank, y₁, blank, y₂, …, blank. An alignment is a path
-through the states that stays, moves on by one, or skips a blank between two different labels.
+A label sequence y of length S is spelled by *states* 0 … 2S: blank, y₁, blank, y₂, …, blank. An alignment is
+a path through the states that stays, moves on by one, or skips a blank between two different labels.
 
-Axes: B sequences, T frames, C classes, S labels, L = 2S + 1 states. Everything is in natural logs; impossible is a
+Axes: B sequences, T frames, C classes, S labels, L = 2S + 1 states. Everything is in natural logs; impossible
+    is a
 large negative number, so that derivatives of any order exist.
 
 Reference:
@@ -114,9 +115,9 @@ def backward_scores(emissions: Tensor, spelling: Spelling, best: bool = False) -
 def alignment_log_z(log_probs: Tensor, spelling: Spelling, targets: Tensor) -> Tensor:
     """Returns the log-probability of label sequences, (B,), −inf where there is no alignment.
 
-    Its derivative is the posterior over alignments, zero for impossible sequences. torch's own `ctc_loss` computes
-    it where it is right: for finite inputs and first derivatives. (It gives NaN derivatives at −inf inputs, none of
-    second order, and its derivative by log-probabilities holds only below a softmax.)
+    Its derivative is the posterior over alignments, zero for impossible sequences. torch's own `ctc_loss`
+    computes it where it is right: for finite inputs and first derivatives. (It gives NaN derivatives at −inf
+    inputs, none of second order, and its derivative by log-probabilities holds only below a softmax.)
 
     Args:
         log_probs: (B, T, C), normalised over classes.

@@ -1,7 +1,7 @@
 """Descending a chart: from the root symbol of a sentence to trees, by the best split or by random ones.
 
-The same descent serves the Viterbi parse (a chart of best scores, take the maximum) and posterior draws (a chart of
-totals, draw in proportion). Draws that share a constituent share its table of splits.
+The same descent serves the Viterbi parse (a chart of best scores, take the maximum) and posterior draws (a
+chart of totals, draw in proportion). Draws that share a constituent share its table of splits.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def descend(chart: LogChart, words: tuple[int, ...], count: int, choose: Choose)
 def _expand(
     chart: LogChart, node: Node, draws: Ints, choose: Choose, agenda: dict[int, dict[Node, list[Ints]]]
 ) -> Floats:
-    """Splits a constituent in each of the draws that hold it; returns the log-probability of the rules used."""
+    """Splits a constituent in all draws that hold it; returns the log-probability of the rules used."""
     blocks = chart.blocks(node)
     offsets = np.cumsum([0, *(scores.size for *_, scores in blocks)])
     chosen = choose(np.concatenate([scores.ravel() for *_, scores in blocks]), len(draws))
@@ -153,7 +153,7 @@ def _group(
 
 
 def _left_widths(width: int) -> list[tuple[int, int]]:
-    """Returns ranges of left widths for which both children are of the same kind: a word, or more than one."""
+    """Returns ranges of left widths for which both children are of one kind: a word, or wider."""
     if width == 2:
         return [(1, 2)]
     middle = [(2, width - 1)] if width >= 4 else []

@@ -53,7 +53,7 @@ def sample_sentences(
 def _derive(
     root: Tensor, rules: Tensor, root_rows: Tensor, rule_rows: Tensor, nt: int
 ) -> tuple[Tensor, Tensor]:
-    """Rewrites all nonterminals at once until none is left; returns preterminals and the draw each belongs to."""
+    """Rewrites all nonterminals at once until none is left; returns preterminals and their draws."""
     s = rules.shape[-1]
     owners = torch.arange(len(root_rows), device=root.device)
     symbols = _categorical(root[root_rows])
@@ -93,8 +93,9 @@ def _derive_given_length(
             )
         spans = parsed.chart.by_start.log() + parsed.chart.scale_by_start.unsqueeze(-1)
         tables = (parsed.root[0], parsed.rules[0], anything[0, 0])
-        logs = [x.log().cpu().numpy() for x in tables]
-        trees = descend(LogChart(*logs, spans[0, 0].cpu().numpy()), (0,) * n, len(members), random_choice())
+        root_log, rules_log, words_log = (x.log().cpu().numpy() for x in tables)
+        chart = LogChart(root_log, rules_log, words_log, spans[0, 0].cpu().numpy())
+        trees = descend(chart, (0,) * n, len(members), random_choice())
         for member, tree in zip(members, trees, strict=True):
             preterminals[member] = [node.symbol - nt for node in tree.nodes if node.width == 1]
     ordered = [preterminals[member] for member in range(len(lengths))]

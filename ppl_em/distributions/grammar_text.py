@@ -40,10 +40,10 @@ class Production:
 def read_productions(text: str) -> tuple[str, list[Production]]:
     r"""Reads a grammar.
 
-    One rule a line: ``VP -> V NP [0.7] | 'runs' [0.3]``; words in quotes, the probability in brackets. Comments begin
-    with ``#``, ``\`` at a line's end continues it, ``%start S`` names the start symbol (the first parent otherwise).
-    A parent none of whose rules has a probability chooses uniformly. Probabilities that sum to one within 0.01 are
-    normalised.
+    One rule a line: ``VP -> V NP [0.7] | 'runs' [0.3]``; words in quotes, the probability in brackets.
+    Comments begin with ``#``, ``\`` at a line's end continues it, ``%start S`` names the start symbol (the
+    first parent otherwise). A parent none of whose rules has a probability chooses uniformly. Probabilities
+    that sum to one within 0.01 are normalised.
 
     Returns:
         The start symbol and the productions.

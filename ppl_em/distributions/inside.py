@@ -1,21 +1,23 @@
 """The inside algorithm: total probability of every span of a sentence, vectorised over diagonals and batch.
 
-Every cell of the chart is scaled by its own largest entry, and the logarithm of the scale is kept in float64, so
-that the recursion runs on matrix products in probability space without underflow. A grammar's rules split into
-four blocks by whether a child is a nonterminal (it spans two words or more) or a preterminal (exactly one word):
+Every cell of the chart is scaled by its own largest entry, and the logarithm of the scale is kept in float64,
+so that the recursion runs on matrix products in probability space without underflow. A grammar's rules split
+into four blocks by whether a child is a nonterminal (it spans two words or more) or a preterminal (exactly
+one word):
 
-* nonterminal × nonterminal: the outer products of the children, summed over split points by one batched matrix
-  product, then multiplied with the rules;
-* preterminal × nonterminal and its mirror image: the word's rules are contracted with its preterminals once, a
-  small matrix per word, so that each cell costs one matrix–vector product;
+* nonterminal × nonterminal: the outer products of the children, summed over split points by one batched
+  matrix product, then multiplied with the rules;
+* preterminal × nonterminal and its mirror image: the word's rules are contracted with its preterminals once,
+  a small matrix per word, so that each cell costs one matrix–vector product;
 * preterminal × preterminal: spans of two words only.
 
-Axes throughout: G grammars, M sentences of each grammar, N words, NT nonterminals, PT preterminals, S = NT + PT.
+Axes throughout: G grammars, M sentences of each grammar, N words, NT nonterminals, PT preterminals, S = NT +
+PT.
 
 Reference:
     Baker, J. K. (1979). Trainable grammars for speech recognition.
-    Lari, K. and Young, S. J. (1990). The estimation of stochastic context-free grammars using the inside–outside
-    algorithm.
+    Lari, K. and Young, S. J. (1990). The estimation of stochastic context-free grammars using the
+    inside–outside algorithm.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def inside(rules: Tensor, terminals: Tensor, lengths: Tensor) -> Chart:
 
     Args:
         rules: (G, NT, S, S), probability of a → b c.
-        terminals: (G, M, N, PT), probability of each word under each preterminal; zero beyond a sentence's end.
+        terminals: (G, M, N, PT), probability of each word under each preterminal; zero beyond a sentence's
+            end.
         lengths: (G, M) int64, falling along M.
 
     Returns:
@@ -139,7 +142,7 @@ def split_scales(chart: Chart, w: int, m: int) -> Tensor:
 
 
 def split_weights(chart: Chart, w: int, m: int) -> tuple[Tensor, Tensor]:
-    """Returns weights of the splits relative to the likeliest, (G, m, n, w − 1), and its log scale (G, m, n)."""
+    """Returns weights of the splits relative to the likeliest, (G, m, n, w − 1), and its log scale."""
     scales = split_scales(chart, w, m)
     top = scales.amax(-1)
     shift = top.masked_fill(top == NEG_INF, 0.0)

@@ -3,7 +3,8 @@
 Forward is the inside pass, backward the hand-written outside pass. Derivatives of derivatives (observed
 information) go through `inside_reference`, which is slower and differentiable to any order.
 
-Ranges: a float32 chart resolves symbols down to 1e-38 of the likeliest symbol over the same words. Where that does
+Ranges: a float32 chart resolves symbols down to 1e-38 of the likeliest symbol over the same words. Where that
+    does
 not suffice (a sentence seems impossible, or a derivative overflows), the pass is repeated in float64.
 """
 
@@ -31,8 +32,8 @@ class Parsed:
         rules: (G, NT, S, S), in the dtype of the chart.
         lengths: (G, M) int64.
         chart: The inside chart.
-        tops: (G, M, S), scaled inside probabilities of the whole sentence; nonterminals where it has two words or
-            more, preterminals where it has one.
+        tops: (G, M, S), scaled inside probabilities of the whole sentence; nonterminals where it has two
+            words or more, preterminals where it has one.
         log_z: (G, M), float64: log-probability of each sentence, −inf where the grammar cannot derive it.
     """
 
@@ -44,7 +45,7 @@ class Parsed:
     log_z: Tensor
 
     def adjoints(self, weights: Tensor) -> tuple[Tensor, Adjoints]:
-        """Returns the derivatives of Σ weights · log Z: by the root (G, S), and the others; weights (G, M)."""
+        """Returns the derivatives of Σ weights · log Z, by the root (G, S) and the rest; weights (G, M)."""
         total = (self.tops * self.root.unsqueeze(1)).sum(-1)
         seed = torch.where(total > 0, weights.to(total.dtype) / total.masked_fill(total == 0, 1), 0)
         grad_root = (self.tops * seed.unsqueeze(-1)).sum(1)
@@ -59,7 +60,8 @@ def parse(root: Tensor, rules: Tensor, terminals: Tensor, lengths: Tensor) -> Pa
     Args:
         root: (G, S), probability of each root symbol.
         rules: (G, NT, S, S), probability of a → b c, nonterminals first.
-        terminals: (G, M, N, PT), probability of each word under each preterminal, zero beyond a sentence's end.
+        terminals: (G, M, N, PT), probability of each word under each preterminal, zero beyond a sentence's
+            end.
         lengths: (G, M) int64, falling along M.
 
     Returns:

@@ -1,9 +1,9 @@
 """The outside algorithm: the hand-written backward pass of the inside algorithm.
 
-The derivative of a sentence's log-probability with respect to a scaled cell, *the cell's adjoint*, times the cell is
-the posterior probability that the symbol covers the span. One pass from the widest spans to the words gives all
-adjoints, and with them the derivatives by the rules, the words and the root. Products with split points are
-recomputed rather than kept, so that memory grows with the square of the length.
+The derivative of a sentence's log-probability with respect to a scaled cell, *the cell's adjoint*, times the
+cell is the posterior probability that the symbol covers the span. One pass from the widest spans to the words
+gives all adjoints, and with them the derivatives by the rules, the words and the root. Products with split
+points are recomputed rather than kept, so that memory grows with the square of the length.
 
 Axes as in the inside algorithm.
 
@@ -26,8 +26,8 @@ __all__ = ["Adjoints", "outside"]
 def ceiling(dtype: torch.dtype) -> float:
     """Returns where adjoints are cut: those of symbols that cannot be used are unbounded.
 
-    In float64 the product of two stays finite. In float32 nothing is cut: an overflow shows as a value that is not
-    finite, and the caller repeats the pass in float64.
+    In float64 the product of two stays finite. In float32 nothing is cut: an overflow shows as a value that
+    is not finite, and the caller repeats the pass in float64.
     """
     return 1e150 if dtype is torch.float64 else float("inf")
 
@@ -37,7 +37,8 @@ class Adjoints:
     """Derivatives of the weighted sum of log-probabilities.
 
     Attributes:
-        cells: (G, M, N + 1, N + 1, NT), by start and width: derivative with respect to the chart's scaled cells.
+        cells: (G, M, N + 1, N + 1, NT), by start and width: derivative with respect to the chart's scaled
+            cells.
         terminals: (G, M, N, PT): derivative with respect to the chart's scaled terminals.
         rules: (G, NT, S, S): derivative with respect to the rules.
     """
@@ -135,7 +136,7 @@ def _finish(chart: Chart, rules: Rules, cells: Tensor, grad_nn: Tensor, grad_ter
 
 
 def _edge_products(chart: Chart, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns, for each word as left and as right child, Σ parent adjoint × sibling, (G, M, N, NT, NT) each."""
+    """Returns, for each word as left and as right child, Σ parent adjoint × sibling, (G, M, N, NT, NT)."""
     num_words = chart.num_words
     left, right = torch.zeros_like(chart.from_left), torch.zeros_like(chart.from_right)
     if num_words < 3:

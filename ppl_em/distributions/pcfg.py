@@ -25,19 +25,23 @@ __all__ = ["PCFG"]
 class PCFG(StructuredDistribution):
     """Probabilistic context-free grammar in Chomsky normal form with separate preterminals.
 
-    A sentence is generated top-down: a root symbol is drawn; each nonterminal draws an ordered pair of symbols; each
-    preterminal draws one word. `log_prob` sums over all parse trees by the inside algorithm, in O(N³) for N words.
-    The value is a sequence of words; its length is random, and entries after its end are padding.
+    A sentence is generated top-down: a root symbol is drawn; each nonterminal draws an ordered pair of
+    symbols; each preterminal draws one word. `log_prob` sums over all parse trees by the inside algorithm, in
+    O(N³) for N words. The value is a sequence of words; its length is random, and entries after its end are
+    padding.
 
     Args:
-        root: (…, NT), probability of each nonterminal at the root; or (…, NT + PT) where a sentence may be one word.
+        root: (…, NT), probability of each nonterminal at the root; or (…, NT + PT) where a sentence may be
+            one word.
         rules: (…, NT, S, S) with S = NT + PT, entry [a, b, c] the probability of a → b c; nonterminals first.
         emissions: (…, PT, V), probability of each word given the preterminal.
-        lengths: (…) int64, number of words of each sentence; if None, a sentence ends at its first negative entry.
+        lengths: (…) int64, number of words of each sentence; if None, a sentence ends at its first negative
+            entry.
 
-    Values are int64 (…, N), words 0 … V − 1. The log-probability is that of the words, length included: it sums to
-    one over sentences of all lengths. Draws are padded with −1; where `lengths` are given they have those lengths,
-    drawn from the grammar given the length. The event shape is (longest length,), or (1,) where lengths are unknown.
+    Values are int64 (…, N), words 0 … V − 1. The log-probability is that of the words, length included: it
+    sums to one over sentences of all lengths. Draws are padded with −1; where `lengths` are given they have
+    those lengths, drawn from the grammar given the length. The event shape is (longest length,), or (1,)
+    where lengths are unknown.
 
     In float32 a symbol less probable than 1e-38 of the likeliest symbol over the same words counts as zero.
 
@@ -56,7 +60,7 @@ class PCFG(StructuredDistribution):
         tensor([0.7500, 0.1875])
     """
 
-    arg_constraints = {  # noqa: RUF012 - torch.distributions' own spelling
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "root": constraints.simplex,
         "rules": square_simplex,
         "emissions": constraints.simplex,
@@ -127,7 +131,7 @@ class PCFG(StructuredDistribution):
             layout, root, rules, terminals = self._arrange(value)
             return PCFGPosterior.of(layout, root, rules, terminals, self.emissions)
 
-    def sample(self, sample_shape: torch.Size | tuple[int, ...] = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         """Draws sentences, (*sample_shape, *batch, N) int64, padded with −1."""
         shape = self._extended_shape(torch.Size(sample_shape))[:-1]
         with torch.no_grad():

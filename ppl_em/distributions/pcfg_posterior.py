@@ -74,7 +74,8 @@ class PCFGPosterior:
         """Posterior probability that a symbol covers a span.
 
         Returns:
-            (*batch, N, N, S): entry [i, j, a] for symbol a over words i … j, both included; N is the longest length.
+            (*batch, N, N, S): entry [i, j, a] for symbol a over words i … j, both included; N is the longest
+            length.
         """
         _, adjoints = self.parsed.adjoints(torch.ones_like(self.parsed.log_z))
         chart = self.parsed.chart

@@ -1,12 +1,13 @@
 """Distributions that sum over a hidden structure inside `log_prob`, and their registry.
 
-A parse tree or an alignment is not a finite set of enumerated sites, yet its posterior is tractable by dynamic
-programming. Such a distribution enters a program as one observed site; its `log_prob` is the log partition function
-log Z of the hidden structure, and the derivative of log Z by the log of a probability is the posterior expectation
-of how often that probability was used. That identity gives every structured distribution its E-step.
+A parse tree or an alignment is not a finite set of enumerated sites, yet its posterior is tractable by
+dynamic programming. Such a distribution enters a program as one observed site; its `log_prob` is the log
+partition function log Z of the hidden structure, and the derivative of log Z by the log of a probability is
+the posterior expectation of how often that probability was used. That identity gives every structured
+distribution its E-step.
 
-The extension point: derive from `StructuredDistribution`, name the arguments that are counted, predict the cost, and
-decorate the class with `register_structured`.
+The extension point: derive from `StructuredDistribution`, name the arguments that are counted, predict the
+cost, and decorate the class with `register_structured`.
 
 Reference:
     Eisner, J. (2016). Inside-outside and forward-backward algorithms are just backprop.
@@ -49,8 +50,8 @@ class StructuredDistribution(TorchDistribution):
     Subclasses implement `log_prob` (differentiable), `hidden_cost`, and set `counted`.
 
     Attributes:
-        counted: Names of the arguments that are tables of probabilities of which the probability of the value is a
-            polynomial, each term using an entry as often as the hidden structure does.
+        counted: Names of the arguments that are tables of probabilities of which the probability of the value
+            is a polynomial, each term using an entry as often as the hidden structure does.
     """
 
     counted: ClassVar[tuple[str, ...]] = ()
@@ -76,8 +77,8 @@ class StructuredDistribution(TorchDistribution):
             weights: One weight per batch element, shape broadcastable to that of `log_prob`; one if None.
 
         Returns:
-            For each counted argument a tensor of the argument's own shape, summed over the batch dims along which
-            the argument is shared. Impossible values add zero.
+            For each counted argument a tensor of the argument's own shape, summed over the batch dims along
+            which the argument is shared. Impossible values add zero.
         """
         leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in self.counted}
         with torch.enable_grad():
