@@ -22,6 +22,8 @@ _RANDOM = frozenset(
 
 #: Functions of many tensors each of whose outputs comes from one input only.
 _SEPARATE = frozenset({"broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"})
+#: Names that look like in-place writes but change no value.
+_NO_WRITE = frozenset({"requires_grad_", "detach_", "share_memory_", "squeeze_", "unsqueeze_", "t_", "transpose_"})
 _NONE: frozenset[str] = frozenset()
 
 
@@ -109,7 +111,7 @@ class Provenance(TorchFunctionMode):
             return result
         for tensor in tensors_in(result):
             self.mark(tensor, found)
-        if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
+        if _writes(name):
             self._write(args[0], found)
         for tensor in tensors_in(kwargs.get("out")):
             self._write(tensor, found)
@@ -123,6 +125,13 @@ class Provenance(TorchFunctionMode):
             yield
         finally:
             self.sampling = False
+
+
+def _writes(name: str) -> bool:
+    """Whether a function changes its first argument's values in place."""
+    if name.startswith("__"):
+        return name == "__setitem__" or name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
+    return name.endswith("_") and name not in _NO_WRITE
 
 
 def _key(tensor: Tensor) -> int:

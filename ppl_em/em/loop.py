@@ -1,0 +1,277 @@
+"""The EM loop: init, step, terminate; monotone by construction, checked at every step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from ppl_em.em.accelerate import extrapolate
+from ppl_em.em.degenerate import collapsed
+from ppl_em.em.e_step import EStep, e_step
+from ppl_em.em.updates import ClosedForm, Gradient, Parameters, Refused
+from ppl_em.em.variants import harden
+from ppl_em.methods import EM
+from ppl_em.plan.plan import Plan
+from ppl_em.plan.rules import Update
+from ppl_em.status import Status
+
+#: A fall of the objective by more than this, relative to its size, is not rounding.
+ROUNDING = 1e-9
+#: Plain steps before the first extrapolation.
+WARM_UP = 6
+
+
+@dataclass(frozen=True)
+class State:
+    """The loop's state after a step.
+
+    Args:
+        step: evaluations of the EM map so far.
+        parameters: constrained values by name.
+        objective: value at these parameters, nats.
+        log_likelihood, log_prior: its two parts.
+        e: the E-step at these parameters.
+        plan: the plan (it changes when a closed form is refused).
+        status: set on the last state.
+        remaining: Aitken's estimate of what is still to gain, nats (infinite while unknown).
+        detail: what the status is about, e.g. the component that collapsed.
+    """
+
+    step: int
+    parameters: Parameters
+    objective: float
+    log_likelihood: float
+    log_prior: float
+    e: EStep
+    plan: Plan
+    status: Status | None = None
+    remaining: float = math.inf
+    detail: str = ""
+
+
+@dataclass
+class Machine:
+    """A plan with its updaters, ready to run.
+
+    Args:
+        plan: the plan.
+        settings: of EM.
+        generator: randomness of stochastic variants.
+    """
+
+    plan: Plan
+    settings: EM
+    generator: torch.Generator
+    updaters: list[ClosedForm | Gradient] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._build()
+
+    def _build(self) -> None:
+        self.updaters = []
+        for update in self.plan.updates:
+            if update.rule in ("closed form", "newton", "ascent"):
+                try:
+                    self.updaters.append(ClosedForm(self.plan, update))
+                except Refused as error:
+                    self._demote(update, str(error))
+                    return
+            elif update.rule == "gradient":
+                self.updaters.append(Gradient(self.plan, update.parameters, self.settings))
+
+    def _demote(self, update: Update, why: str) -> None:
+        """A refused closed form becomes a gradient step, and the plan says why."""
+        reason = "; ".join(f"{n}: closed form refused: {why}" for n in update.parameters)
+        others = [u for u in self.plan.updates if u is not update and u.rule != "gradient"]
+        old = [u for u in self.plan.updates if u.rule == "gradient"]
+        names = tuple(n for u in old for n in u.parameters) + update.parameters
+        sites = tuple(dict.fromkeys([s for u in old for s in u.sites] + list(update.sites)))
+        merged = Update("gradient", names, sites, why="; ".join([*(u.why for u in old), reason]))
+        self.plan = replace(self.plan, updates=(*others, merged))
+        self._build()
+
+    def evaluate(self, parameters: Parameters) -> EStep:
+        """E-step of the chosen kind."""
+        e = e_step(self.plan, parameters)
+        return e if self.settings.e_step == "exact" else harden(self.plan, parameters, e, self.settings.e_step, self.generator)
+
+    def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
+        """M-step: every group in turn, each at the newest values of the others."""
+        new = dict(parameters)
+        for updater in list(self.updaters):
+            try:
+                new.update(updater.step(new, e))
+            except Refused as error:
+                assert isinstance(updater, ClosedForm)
+                self._demote(updater.update, str(error))
+                return self.maximise(parameters, e)
+        return new
+
+
+def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
+    """States of EM from a start; the last one carries a status.
+
+    Args:
+        machine: plan and updaters.
+        start: constrained values.
+    """
+    settings = machine.settings
+    e = machine.evaluate(start)
+    state = _state(machine, 0, start, e)
+    if not math.isfinite(state.objective):
+        yield replace(state, status=Status.NON_FINITE)
+        return
+    if settings.max_steps == 0 or not machine.updaters:
+        yield replace(state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0)
+        return
+    stopping = Stopping(settings.tol, state.objective)
+    recent: list[Parameters] = [start]
+    while True:
+        yield state
+        previous = state
+        try:
+            state = _advance(machine, previous, recent)
+        except (torch.linalg.LinAlgError, ValueError, RuntimeError) as error:
+            if not _numerical(error):
+                raise
+            yield replace(previous, status=Status.DEGENERATE, detail=str(error).split("\n")[0])
+            return
+        status, detail = _terminal(machine, previous, state)
+        remaining = stopping.update(state.objective)
+        if status is None and stopping.satisfied:
+            status = Status.CONVERGED
+        if status is None and state.step >= settings.max_steps:
+            status = Status.ALL_STEPS if settings.tol == 0 else Status.OUT_OF_STEPS
+        if status in (Status.NON_FINITE, Status.DEGENERATE, Status.NOT_MONOTONE):
+            state = replace(previous, step=state.step)
+        state = replace(state, remaining=remaining, status=status, detail=detail)
+        if status is not None:
+            yield state
+            return
+
+
+def _state(machine: Machine, step: int, parameters: Parameters, e: EStep) -> State:
+    return State(step, parameters, e.objective, e.log_likelihood, e.log_prior, e, machine.plan)
+
+
+def _advance(machine: Machine, state: State, recent: list[Parameters]) -> State:
+    """One evaluation of the EM map, extrapolated where that pays."""
+    new = machine.maximise(state.parameters, state.e)
+    recent.append(new)
+    del recent[:-3]
+    ready = machine.settings.accelerate and machine.settings.e_step == "exact" and state.step >= WARM_UP
+    if ready and len(recent) == 3 and state.step + 2 <= machine.settings.max_steps:
+        jump = extrapolate(machine.plan, *recent)
+        if jump is not None:
+            tried = _try_jump(machine, state, jump)
+            if tried is not None:
+                del recent[:]
+                recent.append(tried.parameters)
+                return tried
+            plain = _state(machine, state.step + 2, new, machine.evaluate(new))
+            del recent[:-1]
+            return plain
+    return _state(machine, state.step + 1, new, machine.evaluate(new))
+
+
+def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
+    """The extrapolated point, if its objective is no worse than the current one; it counts as two evaluations."""
+    try:
+        e = machine.evaluate(jump)
+        if not math.isfinite(e.objective) or e.objective < state.objective:
+            return None
+        if collapsed(machine.plan, jump):
+            return None
+        return _state(machine, state.step + 2, jump, e)
+    except (torch.linalg.LinAlgError, ValueError, RuntimeError) as error:
+        if not _numerical(error):
+            raise
+        return None
+
+
+def _terminal(machine: Machine, previous: State, state: State) -> tuple[Status | None, str]:
+    if not math.isfinite(state.objective):
+        return Status.NON_FINITE, ""
+    where = collapsed(machine.plan, state.parameters)
+    if where:
+        return Status.DEGENERATE, where
+    slack = ROUNDING * (1 + abs(previous.objective)) if _double(state) else 1e-4 * (1 + abs(previous.objective))
+    if machine.settings.e_step == "exact" and state.objective < previous.objective - slack:
+        return Status.NOT_MONOTONE, f"by {previous.objective - state.objective:.3g} nats at step {state.step}"
+    return None, ""
+
+
+def _double(state: State) -> bool:
+    return all(t.dtype == torch.float64 for t in state.parameters.values())
+
+
+def _numerical(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.linalg.LinAlgError) or "cholesky" in text or "singular" in text or "positive" in text
+
+
+class Stopping:
+    """Aitken's estimate of the remaining gain, held against the tolerance.
+
+    A single small increment proves nothing (EM has plateaus): the estimated remaining gain must be below the
+    tolerance in two steps running.
+
+    Reference:
+        Böhning, D. et al. (1994). The distribution of the likelihood ratio for mixtures. Ann. Inst. Stat. Math. 46.
+
+    Args:
+        tol: nats; 0 never stops.
+        first: objective at the start.
+    """
+
+    def __init__(self, tol: float, first: float) -> None:
+        self.tol = tol
+        self.values = [first]
+        self.small = 0
+
+    def update(self, value: float) -> float:
+        """Record a new objective; the estimated remaining gain in nats."""
+        self.values.append(value)
+        remaining = remaining_gain(self.values)
+        resolution = 4e-16 * abs(value) * 8
+        self.small = self.small + 1 if remaining < max(self.tol, resolution) else 0
+        return remaining
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether to stop."""
+        return self.tol > 0 and self.small >= 2
+
+
+def remaining_gain(values: list[float]) -> float:
+    """Aitken's estimate of what the last three objectives leave to gain, nats (infinite if it cannot be told)."""
+    if len(values) < 3:
+        return math.inf
+    before, last = values[-2] - values[-3], values[-1] - values[-2]
+    rounding = 1e-15 * (1 + abs(values[-1]))
+    if last <= rounding:
+        return abs(last)
+    if before <= last:
+        return math.inf
+    rate = last / before
+    return max(last * rate / (1 - rate), last)
+
+
+def best_of(states: list[State]) -> int:
+    """Index of the best outcome: degenerate and undefined ones come last."""
+    bad = (Status.DEGENERATE, Status.NON_FINITE, Status.NOT_MONOTONE)
+
+    def key(i: int) -> tuple[bool, float]:
+        value = states[i].objective
+        return states[i].status not in bad, value if math.isfinite(value) else -math.inf
+
+    return max(range(len(states)), key=key)
+
+
+def tensor_history(values: list[float]) -> Tensor:
+    """Objectives as a float64 tensor."""
+    return torch.tensor(values, dtype=torch.float64)

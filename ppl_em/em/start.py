@@ -1,0 +1,165 @@
+"""Starts: where EM begins decides where it ends.
+
+Reference:
+    Arthur, D. & Vassilvitskii, S. (2007). k-means++: the advantages of careful seeding. SODA.
+    Biernacki, C., Celeux, G. & Govaert, G. (2003). Choosing starting values for the EM algorithm. CSDA 41.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from ppl_em.em.e_step import EStep
+from ppl_em.em.loop import Machine
+from ppl_em.em.updates import ClosedForm, Parameters
+from ppl_em.exact.engine import Weights
+from ppl_em.ir import Factor, Site
+from ppl_em.ir.block import Block
+from ppl_em.plan.plan import Plan
+
+#: Weight that a start gives to the cluster of a datum; the rest is shared by the other states.
+CONFIDENCE = 0.9
+#: Data that the seeding looks at.
+SEED_DATA = 4000
+
+
+def data_start(machine: Machine, base: Parameters, generator: torch.Generator, kind: str) -> Parameters:
+    """Parameters of an M-step from clusters of the data.
+
+    Args:
+        machine: plan and updaters.
+        base: values that are kept where the M-step has nothing to say.
+        generator: randomness.
+        kind: ``"kmeans"`` (clusters by k-means++) or ``"random"`` (random assignment of each datum).
+    """
+    plan = machine.plan
+    weights: dict[str, Weights] = {s.name: Weights(s.scale or Factor(torch.ones(()), ())) for s in plan.plain}
+    for entry in plan.blocks:
+        weights.update(_block_weights(entry.engine, entry.block, generator, kind))
+    return machine.maximise(perturb(plan, base, generator, 0.1, only_gradient=machine), EStep(0.0, 0.0, weights))
+
+
+def perturb(
+    plan: Plan, base: Parameters, generator: torch.Generator, size: float, only_gradient: Machine | None = None
+) -> Parameters:
+    """Values moved at random in unconstrained space, so that no two components stay identical.
+
+    Args:
+        plan: gives the constraints.
+        base: constrained values.
+        size: standard deviation of the move.
+        only_gradient: leave parameters with a closed form alone.
+    """
+    skip: set[str] = set()
+    if only_gradient is not None:
+        for updater in only_gradient.updaters:
+            if isinstance(updater, ClosedForm):
+                skip.update(updater.update.parameters)
+    moved = dict(base)
+    for name, parameter in plan.program.parameters.items():
+        if parameter.frozen or name in skip or parameter.origin == "module":
+            continue
+        transform = transform_to(parameter.constraint)
+        free = transform.inv(base[name].detach())
+        free = torch.nan_to_num(free, posinf=50.0, neginf=-50.0)
+        noise = torch.randn(free.shape, generator=generator, dtype=torch.float64).to(free)
+        moved[name] = transform(free + size * noise)
+    return moved
+
+
+def _block_weights(engine: object, block: Block, generator: torch.Generator, kind: str) -> Mapping[str, Weights]:
+    """Expected weights of a block whose observations are replaced by soft cluster labels."""
+    stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
+    unary = _labelled_site(block)
+    if unary is not None:
+        site, state, dims = unary
+        labels = _labels(block, site, dims, state, generator, kind)
+        stand_in[site.name] = _soft(labels, state, block.sizes[state], dims)
+    else:
+        for latent in block.latents:
+            shape = [block.sizes[p] for p in latent.plates]
+            labels = torch.randint(latent.cardinality, shape, generator=generator)
+            own = next(s for s in block.sites if s.name == latent.name or latent.name in s.members)
+            state = latent.name if block.axis is None else block.axis.now
+            soft = _soft(labels, state, latent.cardinality, latent.plates)
+            stand_in[own.name] = stand_in[own.name] + soft if block.axis is None else soft
+    return engine.expected(block, stand_in).weights  # type: ignore[attr-defined]
+
+
+def _labelled_site(block: Block) -> tuple[Site, str, tuple[str, ...]] | None:
+    """An observed site with one value (or vector) for each element of one latent."""
+    if block.axis is not None:
+        dims, state = (*block.plates, block.axis.time), block.axis.now
+    elif len(block.latents) == 1:
+        dims, state = block.latents[0].plates, block.latents[0].name
+    else:
+        return None
+    for site in block.sites:
+        if site.role == "observed" and site.scope == (state,) and set(dims) <= set(site.value.dims):
+            if block.axis is None or len(block.times[site.name]) == block.sizes[block.axis.time]:
+                return site, state, dims
+    return None
+
+
+def _soft(labels: Tensor, state: str, size: int, dims: tuple[str, ...]) -> Factor:
+    if size == 1:
+        return Factor(torch.zeros(*labels.shape, 1), (*dims, state))
+    other = (1 - CONFIDENCE) / (size - 1)
+    hot = torch.nn.functional.one_hot(labels, size).to(torch.get_default_dtype())
+    return Factor((hot * (CONFIDENCE - other) + other).log(), (*dims, state))
+
+
+def _labels(
+    block: Block, site: Site, dims: tuple[str, ...], state: str, generator: torch.Generator, kind: str
+) -> Tensor:
+    shape = [block.sizes[d] for d in dims]
+    size = block.sizes[state]
+    if kind == "random":
+        return torch.randint(size, shape, generator=generator)
+    observed = [
+        s for s in block.sites if s.role == "observed" and s.scope == (state,) and set(dims) <= set(s.value.dims) and s.mask is None
+    ] or [site]
+    columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [_features(site, dims, shape)]
+    features = torch.cat(columns, 1)
+    spread = features.std(0)
+    features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+    return kmeans(features, size, generator).reshape(shape)
+
+
+def _full(block: Block, site: Site) -> bool:
+    return block.axis is None or len(block.times[site.name]) == block.sizes[block.axis.time]
+
+
+def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
+    value = site.value
+    rest = tuple(d for d in value.dims if d not in dims)
+    tensor = value.align((*dims, *rest))
+    tensor = tensor.expand(*shape, *tensor.shape[len(shape) :])
+    flat = tensor.reshape(int(torch.tensor(shape).prod()), -1)
+    categories = site.family is not None and site.family.__name__ == "Categorical"
+    if categories and flat.shape[1] == 1 and int(flat.max()) < 200:
+        return torch.nn.functional.one_hot(flat[:, 0].long()).double()
+    return torch.nan_to_num(flat.double())
+
+
+def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10) -> Tensor:
+    """Labels (N,) of Lloyd's algorithm from a k-means++ seeding, on features (N, F)."""
+    count = len(features)
+    picked = torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
+    seen = features[picked]
+    centres = seen[torch.randint(len(seen), (1,), generator=generator)]
+    for _ in range(clusters - 1):
+        gap = torch.cdist(seen, centres).square().amin(1)
+        total = float(gap.sum())
+        pick = torch.multinomial(gap, 1, generator=generator) if total > 0 else torch.randint(len(seen), (1,), generator=generator)
+        centres = torch.cat([centres, seen[pick]])
+    for _ in range(steps):
+        labels = torch.cdist(seen, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add(0, labels, seen)
+        sizes = torch.bincount(labels, minlength=clusters).to(sums)
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1)[:, None], centres)
+    return torch.cat([torch.cdist(part, centres).argmin(1) for part in features.split(100_000)])
