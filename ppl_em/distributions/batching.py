@@ -47,7 +47,7 @@ class Layout:
         m = prod(batch_shape[d] for d in dims[len(varying) :])
         lengths = lengths.expand(batch_shape).permute(dims).reshape(g, m)
         width = max(int(lengths.amax()) if lengths.numel() else 0, 1)
-        tokens = value.expand(*batch_shape, -1)[..., :width].permute(*dims, rank).reshape(g, m, -1)
+        tokens = value.expand(*batch_shape, -1)[..., :width].permute([*dims, rank]).reshape(g, m, -1)
         lengths, order = lengths.sort(dim=-1, descending=True, stable=True)
         tokens = tokens.gather(1, order.unsqueeze(-1).expand(g, m, tokens.shape[-1]))
         return Layout(batch_shape, varying, tokens, lengths, order)
@@ -79,6 +79,6 @@ class Layout:
         place = place.reshape(*place.shape, *(1,) * len(rest)).expand_as(result)
         rank = len(self.batch_shape)
         dims = [*self.grammar_dims, *(d for d in range(rank) if d not in self.grammar_dims)]
-        shaped = result.gather(1, place).reshape(*(self.batch_shape[d] for d in dims), *rest)
+        shaped = result.gather(1, place).reshape([*(self.batch_shape[d] for d in dims), *rest])
         back = [dims.index(d) for d in range(rank)]
-        return shaped.permute(*back, *range(rank, rank + len(rest)))
+        return shaped.permute([*back, *range(rank, rank + len(rest))])

@@ -80,16 +80,25 @@ class StructuredDistribution(TorchDistribution):
             For each counted argument a tensor of the argument's own shape, summed over the batch dims along
             which the argument is shared. Impossible values add zero.
         """
+        counts = self._counts(value, weights)
+        if not all(bool(count.isfinite().all()) for count in counts.values()):
+            # A derivative can exceed the range of float32 where the count, at most the number of uses, does not.
+            wide = self._with_arguments({name: getattr(self, name).double() for name in self.counted})
+            found = wide._counts(value, weights)
+            counts = {name: count.to(counts[name].dtype) for name, count in found.items()}
+        return counts
+
+    def _counts(self, value: Tensor, weights: Tensor | None) -> dict[str, Tensor]:
         leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in self.counted}
         with torch.enable_grad():
             log_z = self._with_arguments(leaves).log_prob(value)
-            total = (log_z if weights is None else log_z * weights.detach()).where(log_z.isfinite(), 0).sum()
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-        counts = zip(leaves.items(), gradients, strict=True)
-        return {
-            name: torch.zeros_like(leaf) if grad is None else leaf.detach() * grad.where(leaf != 0, 0)
-            for (name, leaf), grad in counts
-        }
+            weighted = log_z if weights is None else log_z * weights.detach()
+            total = weighted.where(log_z.isfinite(), 0).sum()
+            gradients = torch.autograd.grad(
+                total, list(leaves.values()), materialize_grads=True, allow_unused=True
+            )
+        pairs = zip(leaves.items(), gradients, strict=True)
+        return {name: leaf.detach() * grad.where(leaf != 0, 0) for (name, leaf), grad in pairs}
 
     def normalised(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The M-step of free probability tables: each table maximises Σ counts · log θ over its simplex.
