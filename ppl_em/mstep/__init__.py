@@ -1,8 +1,12 @@
-"""Weighted maximum likelihood: EM's M-step, one rule per distribution family."""
+"""Weighted maximum likelihood: EM's M-step, one rule per distribution family.
 
-from ppl_em.mstep import (
+Importing this package registers the rules below in `weighted_mle`.
+"""
+
+from ppl_em.mstep import (  # noqa: F401
     circular,
     discrete,
+    low_rank,
     multivariate,
     normal,
     overdispersed,
@@ -11,6 +15,8 @@ from ppl_em.mstep import (
     simplex_beta,
 )
 from ppl_em.mstep.block import Argument, Block
+from ppl_em.mstep.inner import newton_rule
+from ppl_em.mstep.newton import newton
 from ppl_em.mstep.registry import Registry, Rule, weighted_mle
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
 from ppl_em.mstep.stationarity import residuals, stationarity
@@ -22,15 +28,9 @@ __all__ = [
     "Registry",
     "Rule",
     "WeightedSample",
-    "discrete",
-    "multivariate",
-    "normal",
-    "positive",
+    "newton",
+    "newton_rule",
     "residuals",
     "stationarity",
-    "circular",
-    "overdispersed",
-    "robust",
-    "simplex_beta",
     "weighted_mle",
 ]

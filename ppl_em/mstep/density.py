@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_em.mstep.block import Block
 
@@ -57,9 +58,18 @@ def log_likelihood_terms(
 def _term(family: Callable[..., Any], rows: Tensor, weights: Tensor, x: Tensor) -> Term:
     def term(args: Mapping[str, Tensor]) -> Tensor:
         distribution = build(family, {name: value[rows].unsqueeze(1) for name, value in args.items()})
-        return torch.where(weights > 0, weights * distribution.log_prob(x), 0.0).sum()
+        log_prob = distribution.log_prob(x)
+        if _support_moves(family):
+            log_prob = torch.where(distribution.support.check(x), log_prob, -torch.inf)
+        return torch.where(weights > 0, weights * log_prob, 0.0).sum()
 
     return term
+
+
+def _support_moves(family: Any) -> bool:
+    """Whether the arguments of a continuous family bound its support (Pareto's scale)."""
+    support = getattr(family, "support", None)
+    return constraints.is_dependent(support) and not getattr(support, "is_discrete", True)
 
 
 def _revive(block: Block, weights: Tensor, x: Tensor, event_dim: int) -> Tensor:

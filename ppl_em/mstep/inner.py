@@ -13,6 +13,7 @@ from ppl_em.mstep.density import build
 from ppl_em.mstep.newton import newton_batch
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
 
+TINY = torch.finfo(torch.float64).tiny
 MAX_JOINT = 300
 """Largest number of parameter elements that ties may entangle into one Newton problem."""
 
@@ -28,8 +29,8 @@ def maximise(
 ) -> None:
     """Propose the joint maximiser over some arguments, by Newton's method from their current values.
 
-    The free elements fall into groups that no row connects (a component's shape and rate, say); each group is a
-    Newton problem of its own and all are solved at once.
+    The free elements fall into groups that no row connects (a component's shape and rate, say); each group is
+    a Newton problem of its own and all are solved at once.
 
     Args:
         sample: the sample.
@@ -95,13 +96,15 @@ class _Problem:
         self.coordinates: dict[str, Coordinate] = {name: coordinate(family, name) for name in names}
         label = _components(sample, names)
         problems, self.problem_of_row = torch.unique(label, return_inverse=True)
+        mass = torch.zeros(len(problems), dtype=torch.float64, device=label.device)
+        self.mass = mass.index_add(0, self.problem_of_row, sample.count()).clamp(min=TINY)
         owner = torch.cat([self._owner(name) for name in names])
         self.sizes = [sample.ties(name).num_groups for name in names]
         order = torch.argsort(owner, stable=True)
         counts = torch.bincount(owner, minlength=len(problems))
-        starts = counts.cumsum(0) - counts
+        first = counts.cumsum(0) - counts
         slot = torch.empty_like(owner)
-        slot[order] = torch.arange(len(owner), device=owner.device) - starts[owner[order]]
+        slot[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
         self.width = int(counts.max())
         if self.width > MAX_JOINT:
             raise NoClosedForm(f"ties entangle {self.width} elements of {', '.join(names)}")
@@ -149,12 +152,12 @@ class _Problem:
         return args
 
     def pool(self, by_row: Tensor) -> Tensor:
-        """(R,) → (B,)."""
-        return by_row.new_zeros(self.num_problems).index_add(0, self.problem_of_row, by_row)
+        """(R,) → (B,), per unit of weight, so that light problems are solved as well as heavy ones."""
+        return by_row.new_zeros(self.num_problems).index_add(0, self.problem_of_row, by_row) / self.mass
 
 
 def _components(sample: WeightedSample, names: Sequence[str]) -> Tensor:
-    """(R,) label of each row: rows that share a parameter element, directly or through others, have one label."""
+    """(R,) label of each row: rows that share parameter elements, directly or in a chain, have one label."""
     device = sample.ties(names[0]).cells.device
     label = torch.arange(sample.num_rows, device=device)
     while True:

@@ -29,7 +29,7 @@ def multivariate_normal(sample: WeightedSample) -> None:
 
     def step() -> None:
         if sample.free("loc"):
-            _propose_mean(sample, name)
+            propose_mean(sample, _precision(name, sample.rows(name)))
         if sample.free(name):
             _propose_matrix(sample, name)
 
@@ -44,9 +44,10 @@ def _precision(name: str, value: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
-def _propose_mean(sample: WeightedSample, name: str) -> None:
+def propose_mean(sample: WeightedSample, precision: Tensor) -> None:
+    """Propose loc by generalised least squares over its ties, given precisions by row (R, D, D)."""
     count, ties = sample.count(), sample.ties("loc")
-    precision = _precision(name, sample.rows(name))
+    eye = torch.eye(precision.shape[-1], dtype=torch.float64, device=count.device)
     precision = precision / precision.diagonal(dim1=-2, dim2=-1).amax()
     diagonal = precision.diagonal(dim1=-2, dim2=-1)
     if not bool((precision - torch.diag_embed(diagonal)).any()):
@@ -54,11 +55,9 @@ def _propose_mean(sample: WeightedSample, name: str) -> None:
     if ties.patterned:
         return _propose_mean_jointly(sample, precision)
     if ties.num_cells == sample.num_rows:
-        precision = torch.eye(precision.shape[-1], dtype=torch.float64, device=count.device).expand_as(
-            precision
-        )
+        precision = eye.expand_as(precision)
     weight = sample.pool("loc", count[:, None, None] * precision)
-    weight[sample.mass("loc") < TINY] = torch.eye(weight.shape[-1], dtype=torch.float64, device=count.device)
+    weight[sample.mass("loc") < TINY] = eye
     for _ in range(2):  # the second step removes the rounding of a far start
         pull = torch.einsum("rde,re->rd", precision, sample.residual(sample.rows("loc")))
         step = torch.linalg.solve(weight, sample.pool("loc", pull))

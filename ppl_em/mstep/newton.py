@@ -12,6 +12,10 @@ ARMIJO = 1e-4
 """Part of the predicted gain that a step must realise."""
 HALVINGS = 60
 """A step is halved at most this often: below that the point no longer moves."""
+STALLS = 2
+"""A problem is given up after this many steps in a row without progress."""
+BOUND = 1e-9
+"""A variable this close to its bound is at it."""
 ROUNDING = 64 * torch.finfo(torch.float64).eps
 """Changes of the objective smaller than this part of it are rounding."""
 
@@ -38,10 +42,11 @@ class NewtonResult:
 def newton(
     objective: Callable[[Tensor], Tensor], x0: Tensor, *, max_steps: int = 100, tol: float = 1e-20
 ) -> NewtonResult:
-    """Maximise a smooth function of a small unconstrained tensor; iteratively reweighted least squares for a GLM.
+    """Maximise a smooth function of a small unconstrained tensor (for a GLM: by reweighted least squares).
 
-    Newton's direction with the absolute values of the Hessian's eigenvalues: an ascent direction even where the
-    function is not concave, the plain Newton step where it is. No step decreases the objective beyond rounding.
+    Newton's direction with the absolute values of the Hessian's eigenvalues: an ascent direction even where
+    the function is not concave, the plain Newton step where it is. No step decreases the objective beyond
+    rounding.
 
     Args:
         objective: maps a tensor of x0's shape to a scalar, differentiable twice.
@@ -59,7 +64,7 @@ def newton(
         >>> counts = torch.tensor([3.0, 5.0], dtype=torch.float64)
         >>> fit = newton(lambda x: (counts * x - x.exp()).sum(), torch.zeros(2, dtype=torch.float64))
         >>> fit.x.exp()
-        tensor([3., 5.], dtype=torch.float64)
+        tensor([3.0000, 5.0000], dtype=torch.float64)
     """
     shape = x0.shape
     result = newton_batch(
@@ -97,21 +102,22 @@ def newton_batch(
     x = x0.detach().double()
     x = x if upper is None else torch.minimum(x, upper)
     value, gradient, direction, gain = _direction(objective, x, upper)
-    best_gain = torch.full_like(gain, torch.inf)
+    stalled = torch.zeros_like(gain)
     num_steps = 0
     for num_steps in range(max_steps + 1):
         scale = value.abs().clamp(min=1.0)
-        # Below rounding the objective cannot judge; a gain that no longer shrinks means that the end is reached.
-        settled = (gain <= tol * scale) | ((gain <= ROUNDING * scale) & (gain > 0.5 * best_gain))
-        active = ~settled & value.isfinite()
-        best_gain = torch.minimum(best_gain, gain)
+        # Below rounding the objective cannot judge: the end is where predicted gains stop shrinking.
+        active = (gain > tol * scale) & (stalled < STALLS) & value.isfinite()
         if num_steps == max_steps or not bool(active.any()):
             break
         moved = _line_search(objective, x, value, direction, gain, active, upper)
         if not bool((moved != x).any()):
             break
+        before, least = value, gain
         x = moved
         value, gradient, direction, gain = _direction(objective, x, upper)
+        still = (value <= before + ROUNDING * scale) & (gain > least / 2)
+        stalled = torch.where(still, stalled + 1, 0.0)
     converged = bool((gain <= ROUNDING * value.abs().clamp(min=1.0)).all())
     return NewtonResult(x, value, gradient, num_steps, converged)
 
@@ -130,7 +136,7 @@ def _direction(
     hessian = torch.nan_to_num((hessian + hessian.mT) / 2)
     slope = torch.nan_to_num(gradient)
     if upper is not None:
-        bound = (x.detach() >= upper) & (slope > 0)
+        bound = (x >= upper) & (slope > 0)
         slope = torch.where(bound, 0.0, slope)
         hessian = torch.where(bound[:, :, None] | bound[:, None, :], 0.0, hessian)
     # Scaled to a unit diagonal, so that a poorly scaled variable is not mistaken for a flat direction.
@@ -163,14 +169,20 @@ def _line_search(
 ) -> Tensor:
     """Halve the step of each function until it gains enough; a function without such a step stays."""
     length = torch.ones_like(value)
+    if upper is not None:
+        # Stop at the first bound that is met; a variable already at its bound does not hold the others back.
+        direction = torch.where((x >= upper) & (direction > 0), 0.0, direction)
+        room = torch.where(direction > 0, (upper - x) / direction, torch.inf)
+        length = room.amin(-1).clamp(max=1.0)
     result = x
     waiting = active.clone()
     slack = ROUNDING * value.abs().clamp(min=1.0)
     for _ in range(HALVINGS):
         trial = x + length[:, None] * direction
-        trial = trial if upper is None else torch.minimum(trial, upper)
+        trial = trial if upper is None else torch.where(trial >= upper - BOUND, upper, trial)
         reached = objective(torch.where(waiting[:, None], trial, x))
-        good = waiting & (reached >= value + 2 * ARMIJO * length * gain - slack)
+        full = (length == 1) & (gain <= 100 * slack)
+        good = waiting & (reached >= value + 2 * ARMIJO * length * gain - torch.where(full, slack, 0.0))
         result = torch.where(good[:, None], trial, result)
         waiting = waiting & ~good
         if not bool(waiting.any()):

@@ -12,9 +12,9 @@ from ppl_em.mstep.probability import propose_success
 from ppl_em.mstep.registry import weighted_mle
 from ppl_em.mstep.sample import WeightedSample
 
-LARGEST = 1e6
-"""Largest dispersion parameter: counts without excess spread have no most likely one (the simple family is the
-limit), and beyond this the difference from the limit is lost in rounding."""
+LARGEST = 1e5
+"""Largest dispersion parameter: counts without excess spread have no most likely one (the simple family is
+the limit), and beyond this the difference from the limit is lost in rounding."""
 
 _TOTAL = {"total_count": LARGEST}
 _fit_negative_binomial = newton_rule(dist.NegativeBinomial, _TOTAL)

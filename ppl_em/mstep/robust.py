@@ -72,7 +72,7 @@ def laplace(sample: WeightedSample) -> None:
         settle(sample, step) if sample.free("loc") and sample.free("scale") else step()
 
 
-NORMAL_ENOUGH = 1e6
+NORMAL_ENOUGH = 1e5
 """Largest degrees of freedom: data with light tails have no most likely number."""
 _fit_student_t = newton_rule(dist.StudentT, {"df": NORMAL_ENOUGH})
 

@@ -17,6 +17,9 @@ from ppl_em.mstep.sample import WeightedSample
 NUDGE = 4 * torch.finfo(torch.float64).eps
 """Elements on the boundary are judged this far inside it: the condition there is one-sided."""
 
+EDGE = 1e-10
+"""Elements this close to the boundary are judged by complementarity: distance times slope."""
+
 
 @dataclass(frozen=True)
 class Derivatives:
@@ -64,9 +67,9 @@ def stationarity(sample: WeightedSample, family: type) -> float:
 
 def residuals(sample: WeightedSample, family: type) -> dict[str, Tensor]:
     """Scaled residuals of each free argument by parameter element (G,), or by element of its matrices."""
-    rule = weighted_mle[family] if family in weighted_mle else None
-    special = rule.residuals if rule else {}
-    ceilings = rule.ceilings if rule else {}
+    known = family in weighted_mle
+    special = weighted_mle[family].residuals if known else {}
+    ceilings = weighted_mle[family].ceilings if known else {}
     names = [name for name in sample.args if sample.free(name)]
     derivatives = _derivatives(sample, family, names) if names else {}
     result = {}
@@ -135,8 +138,8 @@ def _residual(sample: WeightedSample, name: str, constraint: Any, at: Derivative
     if constraint is constraints.simplex:
         probs = at.value.clamp(min=NUDGE)
         level = (at.value * at.gradient).sum(-1, keepdim=True) / at.value.sum(-1, keepdim=True)
-        excess = probs * (at.gradient - level) / mass
-        return ties.pool_cells(excess).abs()
+        excess = probs * (at.gradient - level)
+        return ties.pool_cells(excess).abs() / ties.pool_cells(mass).clamp(min=1e-250)
     if constraint in (constraints.positive_definite, constraints.lower_cholesky):
         return _matrix_residual(sample, name, constraint is constraints.lower_cholesky, at, mass)
     total = ties.pool_elements(sample.count().reshape((-1,) + (1,) * ties.arg_dim)).clamp(min=1e-250)
@@ -147,7 +150,7 @@ def _residual(sample: WeightedSample, name: str, constraint: Any, at: Derivative
     lower, upper = bounds(constraint)
     room = torch.minimum(at.value - lower, upper - at.value)
     room = ties.gather(torch.where(room.isinf(), 1.0, room))
-    edge = (ties.gather(at.nudged.double()) > 0) | (curvature <= 0)
+    edge = (ties.gather(at.nudged.double()) > 0) | (curvature <= 0) | (room < EDGE)
     residual = torch.where(edge, gradient * room / total, distance)
     return torch.where(gradient == 0, 0.0, residual)
 
@@ -164,4 +167,4 @@ def _matrix_residual(
         return ((whitened.tril() if triangular else whitened) / mass).abs()
     norm = factor.square().sum(-1).sqrt()
     unit = norm[:, :, None] if triangular else norm[:, :, None] * norm[:, None, :]
-    return ties.pool_cells(gradient * unit / mass).abs()
+    return ties.pool_cells(gradient * unit).abs() / ties.pool_cells(mass)

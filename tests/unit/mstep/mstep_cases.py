@@ -52,6 +52,8 @@ class Case:
     free: dict[str, Draw]
     fixed: dict[str, float] = field(default_factory=dict)
     event_dim: int = 0
+    start: dict[str, Draw] = field(default_factory=dict)
+    """Where the start is not drawn as the truth is."""
     off: float = 1.01
     """Factor that spoils a fitted value."""
 
@@ -91,7 +93,10 @@ CASES: list[Case] = [
     Case("gamma", dist.Gamma, {"concentration": uniform(0.5, 4), "rate": uniform(0.5, 2)}),
     Case("inverse-gamma", dist.InverseGamma, {"concentration": uniform(2, 4), "rate": uniform(0.5, 2)}),
     Case("weibull", dist.Weibull, {"scale": uniform(0.5, 2), "concentration": uniform(0.7, 3)}),
-    Case("pareto", dist.Pareto, {"scale": uniform(0.1, 0.3), "alpha": uniform(1, 3)}, off=0.99),
+    Case(
+        "pareto", dist.Pareto, {"scale": uniform(0.1, 0.3), "alpha": uniform(1, 3)},
+        start={"scale": uniform(0.01, 0.1)}, off=0.99,
+    ),
     Case("beta", dist.Beta, {"concentration1": uniform(0.5, 3), "concentration0": uniform(0.5, 3)}),
     Case("dirichlet", dist.Dirichlet, {"concentration": uniform(0.5, 3, 3)}, event_dim=1),
     Case(
@@ -108,7 +113,9 @@ CASES: list[Case] = [
         "dirichlet-multinomial", dist.DirichletMultinomial, {"concentration": uniform(0.5, 2, 3)},
         {"total_count": 9}, event_dim=1,
     ),
-    Case("zero-inflated poisson", dist.ZeroInflatedPoisson, {"rate": uniform(2, 5), "gate": uniform(0.2, 0.5)}),
+    Case(
+        "zero-inflated poisson", dist.ZeroInflatedPoisson, {"rate": uniform(2, 5), "gate": uniform(0.2, 0.5)}
+    ),
     Case(
         "zero-inflated poisson, logits", dist.ZeroInflatedPoisson,
         {"rate": uniform(2, 5), "gate_logits": uniform(-1, 0.5)},
@@ -146,7 +153,7 @@ def random_sample(
     for name, draw in case.free.items():
         cells = _cells(g, rows, ties)
         count = int(cells.max()) + 1
-        arguments[name] = Argument(draw(g, count)[cells], cells)
+        arguments[name] = Argument(case.start.get(name, draw)(g, count)[cells], cells)
         truth[name] = draw(g, count)[cells]
     for name, value in case.fixed.items():
         truth[name] = torch.full((rows,), value, dtype=torch.float64)
