@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_estep import expectations
 from ppl_em.exact.chain_factors import chain_factors
-from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
 from ppl_em.exact.chain_reference import generic_log_z
 
 
@@ -103,30 +103,47 @@ def expected_counts(
     weight = None
     if alive is not None:
         weight = alive.to(log_obs.dtype).expand(*chain.batch_shape, chain.num_steps)
-    forward, log_z = log_forward(chain)
-    return ChainCounts(log_z, *log_counts(chain, forward, log_backward(chain), weight))
+    result = expectations(chain, weight)
+    assert result.gamma is not None and result.xi is not None
+    return ChainCounts(result.log_z, result.gamma, result.xi)
 
 
 class _ChainLogZ(torch.autograd.Function):
-    """`chain_log_z` with the backward recursion as its derivative."""
+    """`chain_log_z` with the expected counts as its derivative.
+
+    The counts are taken in the forward pass, while the messages are in cache. They are the gradient as they
+    stand if all chains weigh the same in what is differentiated (a sum or a mean); else transitions are
+    counted again with the weights.
+    """
 
     @staticmethod
     def forward(ctx: Any, log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
-        forward, log_z = log_forward(chain_factors(log_init, log_trans, log_obs))
-        ctx.save_for_backward(log_init, log_trans, log_obs, forward)
-        return log_z.to(log_obs.dtype)
+        result = expectations(chain_factors(log_init, log_trans, log_obs), counts=any(ctx.needs_input_grad))
+        ctx.save_for_backward(log_init, log_trans, log_obs, result.gamma, result.xi)
+        return result.log_z.to(log_obs.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *factors, forward = ctx.saved_tensors
+        *factors, gamma, xi = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _differentiable_backward(factors, ctx.needs_input_grad, grad)
-        chain = chain_factors(*factors)
-        weight = grad.unsqueeze(-1).expand(*chain.batch_shape, chain.num_steps)
-        gamma, xi = log_counts(chain, forward, log_backward(chain), weight)
-        grad_init = grad.unsqueeze(-1) * gamma[..., 0, :]
-        grad_obs = grad[..., None, None] * gamma
-        return grad_init.sum_to_size(factors[0].shape), xi, grad_obs.sum_to_size(factors[2].shape)
+        init, trans, obs = ctx.needs_input_grad
+        return (
+            (grad.unsqueeze(-1) * gamma[..., 0, :]).sum_to_size(factors[0].shape) if init else None,
+            _weighted_transitions(factors, xi, grad) if trans else None,
+            (grad[..., None, None] * gamma).sum_to_size(factors[2].shape) if obs else None,
+        )
+
+
+def _weighted_transitions(factors: list[Tensor], xi: Tensor, grad: Tensor) -> Tensor:
+    """Transition counts ``xi`` of chains that weigh ``grad``."""
+    if grad.numel() and bool((grad == grad.flatten()[0]).all()):
+        return grad.flatten()[0] * xi
+    chain = chain_factors(*factors)
+    weight = grad.unsqueeze(-1).expand(*chain.batch_shape, chain.num_steps)
+    counts = expectations(chain, weight).xi
+    assert counts is not None
+    return counts
 
 
 def _differentiable_backward(

@@ -1,0 +1,134 @@
+"""How the steps of many chains lie in memory as the columns of matrices, whole or cut into blocks of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# A step over fewer columns than this costs mostly its dispatch; shorter or fewer blocks than these spend more
+# on their boundaries than they save.
+_COLUMNS = 1024
+_SHORTEST_BLOCK = 48
+_FEWEST_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``G`` groups of ``N`` chains of ``T`` steps, each cut into blocks that are worked on side by side.
+
+    Blocks stand beside each other as columns where a group's transition is the same at every step, else as
+    groups. Work arrays have the shape ``(L, G', K, N')``.
+
+    Attributes:
+        num_groups: ``G``.
+        num_chains: ``N``.
+        num_steps: ``T``.
+        num_blocks: How many blocks a chain is cut into.
+        length: ``L``, steps of a block; the last block is padded.
+        as_groups: Whether blocks multiply ``G`` rather than ``N``.
+    """
+
+    num_groups: int
+    num_chains: int
+    num_steps: int
+    num_blocks: int
+    length: int
+    as_groups: bool
+
+    @property
+    def tail(self) -> int:
+        """Position in the last block of a chain's last step."""
+        return (self.num_steps - 1) % self.length
+
+    @property
+    def axis(self) -> int:
+        """Dimension of ``(G', K, N')`` along which blocks lie."""
+        return 0 if self.as_groups else -1
+
+    def block(self, index: int) -> tuple:
+        """Index into ``(G', K, N')``, or ``(K, N')``, of one block of every chain (-1 the last)."""
+        every = slice(index % self.num_blocks, None, self.num_blocks)
+        return (every,) if self.as_groups else (..., every)
+
+    def stack(self, log_obs: Tensor) -> Tensor:
+        """``(G, N, T, K)`` to ``(L, G', K, N')``, zeros behind the last step."""
+        full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
+        blocks, stacked = self._blocks(log_obs.new_empty, log_obs.shape[-1])
+        if full:
+            head = log_obs[:, :, : full * self.length].unflatten(2, (full, self.length))
+            blocks[..., :full].copy_(head.permute(3, 0, 4, 1, 2))
+        blocks[:rest, ..., full].copy_(log_obs[:, :, full * self.length :].permute(2, 0, 3, 1))
+        blocks[rest:, ..., full] = 0.0
+        return stacked
+
+    def unstack(self, stacked: Tensor) -> Tensor:
+        """``(L, G', K, N')`` back to ``(G, N, T, K)``."""
+        full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
+        num_states = stacked.shape[-2]
+        blocks, _ = self._blocks(lambda *_: stacked, num_states)
+        rows = stacked.new_empty(self.num_groups, self.num_chains, self.num_steps, num_states)
+        if full:
+            head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
+            head.copy_(blocks[..., :full].permute(1, 3, 4, 0, 2))
+        rows[:, :, full * self.length :].copy_(blocks[:rest, ..., full].permute(1, 3, 0, 2))
+        return rows
+
+    def _blocks(self, make: Callable[..., Tensor], num_states: int) -> tuple[Tensor, Tensor]:
+        """A work array as ``(L, G, K, N, blocks)`` (a view) and as ``(L, G', K, N')``."""
+        length, groups, chains, count = self.length, self.num_groups, self.num_chains, self.num_blocks
+        if self.as_groups:
+            stacked = make(length, groups * count, num_states, chains)
+            return stacked.view(length, groups, count, num_states, chains).movedim(2, -1), stacked
+        stacked = make(length, groups, num_states, chains * count)
+        return stacked.view(length, groups, num_states, chains, count), stacked
+
+    def stack_transitions(self, trans: Tensor) -> Tensor:
+        """``(T, G, K, K)``, entry ``t`` into step ``t``, to ``(L, G', K, K)``; one for all steps stays."""
+        if not self.as_groups:
+            return trans
+        padded = trans.new_ones(self.num_blocks * self.length, *trans.shape[1:])
+        padded[: self.num_steps] = trans
+        return padded.unflatten(0, (self.num_blocks, self.length)).permute(1, 2, 0, 3, 4).flatten(1, 2)
+
+    def unstack_transitions(self, counts: Tensor) -> Tensor:
+        """``(L, G', K, K)`` back to ``(T, G, K, K)``."""
+        blocks = counts.unflatten(1, (self.num_groups, self.num_blocks))
+        return blocks.permute(2, 0, 1, 3, 4).flatten(0, 1)[: self.num_steps]
+
+    def split_blocks(self, array: Tensor) -> tuple[Tensor, ...]:
+        """``(G', ..., N')`` as one ``(G, ..., N)`` for each block."""
+        if self.as_groups:
+            return array.unflatten(0, (self.num_groups, self.num_blocks)).unbind(1)
+        return array.unflatten(-1, (self.num_chains, self.num_blocks)).unbind(-1)
+
+    def join_blocks(self, blocks: list[Tensor]) -> Tensor:
+        """The inverse of `split_blocks`."""
+        if self.as_groups:
+            return torch.stack(blocks, 1).flatten(0, 1)
+        return torch.stack(blocks, -1).flatten(-2)
+
+    def per_chain(self, total: Tensor) -> Tensor:
+        """Sum ``(G', N')`` over each chain's blocks: ``(G, N)``."""
+        if self.as_groups:
+            return total.unflatten(0, (self.num_groups, self.num_blocks)).sum(1)
+        return total.unflatten(1, (self.num_chains, self.num_blocks)).sum(2)
+
+
+def choose_layout(num_groups: int, num_chains: int, num_steps: int, steps_differ: bool) -> Layout:
+    """A layout with enough columns to keep a step busy; whole chains where they are many or short.
+
+    Args:
+        num_groups: ``G``.
+        num_chains: ``N``.
+        num_steps: ``T``.
+        steps_differ: Whether transitions differ between steps.
+    """
+    wanted = max(1, _COLUMNS // max(1, num_groups * num_chains))
+    length = max(_SHORTEST_BLOCK, -(-num_steps // wanted))
+    num_blocks = -(-num_steps // length)
+    if num_blocks < _FEWEST_BLOCKS:
+        num_blocks, length = 1, num_steps
+    return Layout(num_groups, num_chains, num_steps, num_blocks, length, steps_differ and num_blocks > 1)

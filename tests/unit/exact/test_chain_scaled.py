@@ -1,0 +1,117 @@
+"""The scaled kernels, whole and in blocks, against their twin in log space."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_em.exact import chain_estep, chain_layout, chain_scan
+from ppl_em.exact.chain_factors import chain_factors
+from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
+from ppl_em.exact.chain_scaled import rescaling_period, scaled_transitions
+from tests.unit.exact.chains import TRANS, random_chain
+
+TWIN = 1e-10
+
+
+def assert_twins(factors: tuple[Tensor, Tensor, Tensor], weight: Tensor | None = None) -> None:
+    """What `expectations` gives is what log space gives."""
+    chain = chain_factors(*factors)
+    ours = chain_estep.expectations(chain, weight)
+    forward, log_z = log_forward(chain)
+    gamma, xi = log_counts(chain, forward, log_backward(chain), weight)
+    assert ours.gamma is not None and ours.xi is not None
+    torch.testing.assert_close(ours.log_z, log_z, atol=TWIN, rtol=1e-13)
+    torch.testing.assert_close(ours.gamma, gamma, atol=TWIN, rtol=0)
+    torch.testing.assert_close(ours.xi, xi, atol=TWIN, rtol=TWIN)
+    alone = chain_estep.expectations(chain, weight, counts=False)
+    torch.testing.assert_close(alone.log_z, log_z, atol=TWIN, rtol=1e-13)
+
+
+def in_blocks(monkeypatch: pytest.MonkeyPatch, columns: int, shortest: int) -> None:
+    """Cut chains into about ``columns`` blocks of at least ``shortest`` steps."""
+    monkeypatch.setattr(chain_layout, "_COLUMNS", columns)
+    monkeypatch.setattr(chain_layout, "_SHORTEST_BLOCK", shortest)
+    monkeypatch.setattr(chain_layout, "_FEWEST_BLOCKS", 2)
+
+
+@pytest.fixture
+def no_log_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fallback must not hide a fault of the scaled kernels."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("log space was used")
+
+    monkeypatch.setattr(chain_estep, "_in_log_space", refuse)
+
+
+@pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize(
+    ("batch", "steps", "states"), [((), 1, 2), ((), 40, 3), ((5,), 33, 1), ((2, 3), 24, 4)]
+)
+def test_whole_chains(trans: str, batch: tuple[int, ...], steps: int, states: int, weighted: bool) -> None:
+    factors = random_chain(batch, steps, states, trans)
+    assert_twins(factors, torch.randn(*batch, steps) if weighted else None)
+
+
+@pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize("steps", [96, 97, 100, 111])
+def test_chains_in_blocks(trans: str, steps: int, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 60, 12)
+    factors = random_chain((2, 3), steps, 3, trans)
+    layout = chain_layout.choose_layout(1, 6, steps, False)
+    assert layout.num_blocks > 5
+    assert_twins(factors, torch.randn(2, 3, steps) if weighted else None)
+
+
+@pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize("steps", [96, 103])
+def test_chains_that_remember_across_blocks(trans: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks(monkeypatch, 60, 12)
+    products = []
+    product = chain_scan.Recursions.block_products
+    monkeypatch.setattr(
+        chain_scan.Recursions, "block_products", lambda run: products.append(run) or product(run)
+    )
+    init, log_trans, obs = random_chain((2, 3), steps, 3, trans)
+    log_trans = (1e-3 * log_trans.softmax(-1) + torch.eye(3)).log()
+    assert_twins((init, log_trans, 0.01 * obs))
+    assert products, "sweeps alone should not do for a chain that never forgets"
+
+
+@pytest.mark.usefixtures("no_log_space")
+def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_estep, "_PIECE", 300)
+    monkeypatch.setattr(chain_estep, "_FEWEST_COLUMNS", 2)
+    for trans in TRANS:
+        factors = random_chain((7,), 30, 3, trans)
+        assert_twins(factors)
+        assert_twins(factors, torch.rand(7, 30))
+
+
+@pytest.mark.usefixtures("no_log_space")
+def test_unnormalised_transitions_of_any_magnitude() -> None:
+    init, trans, obs = random_chain((4,), 30, 3, "steps")
+    for shift in (-3000.0, 700.0):
+        assert_twins((init + shift, trans + shift, obs - 2 * shift))
+
+
+def test_period_of_rescaling_follows_the_rarest_transition() -> None:
+    for least, period in [(0.1, 8), (1e-40, 5), (1e-130, 1), (1e-200, 0), (0.0, 0)]:
+        trans = torch.tensor([[1.0, least], [0.5, 0.5]])
+        assert rescaling_period(trans) == period
+    assert rescaling_period(torch.tensor([[1.0, 1e-6], [0.5, 0.5]], dtype=torch.float32)) == 3
+
+
+def test_transitions_are_scaled_by_their_greatest_element() -> None:
+    log_trans = torch.randn(2, 5, 3, 3)
+    into, log_shift = scaled_transitions(log_trans, 6)
+    assert into.shape == (6, 2, 3, 3)
+    torch.testing.assert_close(into[1:].amax((-2, -1)), torch.ones(5, 2))
+    torch.testing.assert_close(log_shift[:, 0], log_trans.amax((-2, -1)).sum(-1))
