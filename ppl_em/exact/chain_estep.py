@@ -54,6 +54,15 @@ class _Groups:
     log_obs: Tensor
     weight: Tensor | None
 
+    def part(self, rows: slice | Tensor, num_steps: int) -> _Groups:
+        """The first steps of some of the chains."""
+        return _Groups(
+            _rows_of(self.log_init, rows),
+            self.log_trans,
+            _rows_of(self.log_obs[:, :, :num_steps], rows),
+            None if self.weight is None else _rows_of(self.weight[:, :, :num_steps], rows),
+        )
+
 
 def expectations(chain: ChainFactors, weight: Tensor | None = None, counts: bool = True) -> Expectations:
     """Log-partition and expected counts of a batch of chains.
@@ -66,15 +75,19 @@ def expectations(chain: ChainFactors, weight: Tensor | None = None, counts: bool
     if chain.log_obs.numel() == 0:
         return _in_log_space(chain, weight, counts)
     groups, trans_shape = _grouped(chain, weight)
-    trans = scaled_transitions(groups.log_trans, chain.num_steps)
+    trans = scaled_transitions(groups.log_trans)
     period = rescaling_period(trans[0])
     if not period:
         return _in_log_space(chain, weight, counts)
     log_z = groups.log_obs.new_empty(groups.log_obs.shape[:2], dtype=torch.float64)
     gamma = torch.empty_like(groups.log_obs, memory_format=torch.contiguous_format) if counts else None
     xi = torch.zeros_like(groups.log_trans) if counts else None
-    for rows in _pieces(groups):
-        _piece(groups, trans, period, rows, log_z, gamma, xi)
+    for rows, num_steps in _pieces(groups):
+        part = groups.part(rows, num_steps)
+        part_gamma = None if gamma is None else _rows_of(gamma, rows)
+        log_z[:, rows] = _scaled(part, trans, period, part_gamma, xi)
+        if gamma is not None and part_gamma is not None and isinstance(rows, Tensor):
+            gamma.index_copy_(1, rows, part_gamma)
     _repair(groups, log_z, gamma, xi)
     return Expectations(
         log_z.reshape(chain.batch_shape),
@@ -102,42 +115,93 @@ def _grouped(chain: ChainFactors, weight: Tensor | None) -> tuple[_Groups, tuple
     )
 
 
-def _pieces(groups: _Groups) -> list[slice]:
-    """Which chains to work on at a time."""
+def _rows_of(array: Tensor, rows: slice | Tensor) -> Tensor:
+    """Some chains of ``(G, N, ...)``, a view where they lie together."""
+    return array[:, rows] if isinstance(rows, slice) else array.index_select(1, rows)
+
+
+def _pieces(groups: _Groups) -> list[tuple[slice | Tensor, int]]:
+    """Which chains to work on at a time, and how many of their steps: padding may be left out."""
     num_groups, num_chains, num_steps, num_states = groups.log_obs.shape
     size = max(_FEWEST_COLUMNS, _PIECE // (num_steps * num_states * num_groups))
     size = -(-num_chains // -(-num_chains // size))
-    return [slice(i, i + size) for i in range(0, num_chains, size)]
+    starts = range(0, num_chains, size)
+    lengths = _lengths(groups)
+    if lengths is None:
+        return [(slice(i, i + size), num_steps) for i in starts]
+    order = lengths.argsort(descending=True)
+    rows = [order[i : i + size] for i in starts]
+    return [(row, _observed(groups, row, int(lengths[row[0]]))) for row in rows]
 
 
-def _piece(
-    groups: _Groups,
-    trans: tuple[Tensor, Tensor],
-    period: int,
-    rows: slice,
-    log_z: Tensor,
-    gamma: Tensor | None,
-    xi: Tensor | None,
-) -> None:
-    """Run the scaled recursions on some of the chains, writing their rows and adding to ``xi``."""
-    log_obs = groups.log_obs[:, rows]
-    num_groups, num_chains, num_steps, _ = log_obs.shape
-    layout = choose_layout(num_groups, num_chains, num_steps, len(trans[0]) > 1)
-    run = Recursions(scaled_chains(groups.log_init[:, rows], trans, log_obs, layout, period))
+def _lengths(groups: _Groups) -> Tensor | None:
+    """Steps ``(N)`` of each chain up to the last transition that counts; None where later steps matter too.
+
+    A step whose transition does not count and that nothing is observed from on changes nothing if the
+    transition from each state sums to one.
+    """
+    if groups.weight is None or groups.log_trans.shape[:2] != (1, 1):
+        return None
+    sums = groups.log_trans.logsumexp(-1)
+    if not bool((sums.abs() <= 16 * torch.finfo(sums.dtype).eps).all()):
+        return None
+    steps = torch.arange(1, groups.weight.shape[-1] + 1, device=sums.device)
+    return ((groups.weight[0] != 0) * steps).amax(-1).clamp_(min=1)
+
+
+def _observed(groups: _Groups, rows: slice | Tensor, num_steps: int) -> int:
+    """``num_steps`` if nothing is observed at later steps of these chains, else all steps."""
+    later = _rows_of(groups.log_obs[:, :, num_steps:], rows)
+    return groups.log_obs.shape[2] if bool(later.any()) else num_steps
+
+
+def _scaled(
+    groups: _Groups, trans: tuple[Tensor, Tensor], period: int, gamma: Tensor | None, xi: Tensor | None
+) -> Tensor:
+    """Run the scaled recursions.
+
+    Args:
+        groups: The chains, perhaps without padding.
+        trans: Of `scaled_transitions`.
+        period: Of `rescaling_period`.
+        gamma: ``(G, N, T, K)`` to be filled with marginals, padding included, or None.
+        xi: ``(G, T', K, K)`` to be added to, or None.
+
+    Returns:
+        ``(G, N)`` log-partitions; those that are not finite have counted nothing.
+    """
+    log_obs = groups.log_obs
+    num_steps = log_obs.shape[2]
+    layout = choose_layout(log_obs.shape[0], log_obs.shape[1], num_steps, len(trans[0]) > 1)
+    run = Recursions(scaled_chains(groups.log_init, trans, log_obs, layout, period))
     start = forward_from_boundaries(run)
-    log_z[:, rows] = run.log_z()
+    log_z = run.log_z()
     if gamma is None or xi is None:
-        return
-    weight = None
-    usable = log_z[:, rows].isfinite()
-    if groups.weight is not None or not usable.all():
-        weight = usable.unsqueeze(-1).to(log_obs.dtype).expand(log_obs.shape[:-1])
-        weight = weight if groups.weight is None else weight * groups.weight[:, rows]
+        return log_z
+    weight, usable = groups.weight, log_z.isfinite()
+    if not bool(usable.all()):
+        every = usable.unsqueeze(-1).to(log_obs.dtype).expand(log_obs.shape[:-1])
+        weight = every if weight is None else weight * every
+    if weight is not None:
         weight = layout.stack(weight.unsqueeze(-1)).squeeze(-2)
     marginals, pairs = run.counts(start, backward_to_boundaries(run), weight)
-    gamma[:, rows] = layout.unstack(marginals)
-    pairs = pairs.movedim(0, 1) if len(trans[0]) == 1 else layout.unstack_transitions(pairs)[1:].movedim(0, 1)
-    xi += pairs
+    layout.unstack(marginals, gamma[:, :, :num_steps])
+    if len(trans[0]) > 1:
+        pairs = layout.unstack_transitions(pairs)[1:]
+    xi += pairs.movedim(0, 1)
+    if num_steps < gamma.shape[2]:
+        _continue(gamma, num_steps, groups.log_trans[0, 0].exp())
+    return log_z
+
+
+def _continue(gamma: Tensor, num_steps: int, trans: Tensor) -> None:
+    """Fill the marginals ``gamma`` ``(1, N, T, K)`` of unobserved steps after the first ``num_steps``."""
+    last, into = gamma[0, :, num_steps - 1].T.contiguous(), trans.T.contiguous()
+    ahead = last.new_empty(gamma.shape[2] - num_steps, *last.shape)
+    for message in ahead:
+        torch.mm(into, last, out=message)
+        last = message
+    gamma[0, :, num_steps:].copy_(ahead.permute(2, 0, 1))
 
 
 def _repair(groups: _Groups, log_z: Tensor, gamma: Tensor | None, xi: Tensor | None) -> None:

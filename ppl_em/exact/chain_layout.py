@@ -64,17 +64,14 @@ class Layout:
         blocks[rest:, ..., full] = 0.0
         return stacked
 
-    def unstack(self, stacked: Tensor) -> Tensor:
-        """``(L, G', K, N')`` back to ``(G, N, T, K)``."""
+    def unstack(self, stacked: Tensor, rows: Tensor) -> None:
+        """``(L, G', K, N')`` back into ``rows`` ``(G, N, T, K)``."""
         full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
-        num_states = stacked.shape[-2]
-        blocks, _ = self._blocks(lambda *_: stacked, num_states)
-        rows = stacked.new_empty(self.num_groups, self.num_chains, self.num_steps, num_states)
+        blocks, _ = self._blocks(lambda *_: stacked, stacked.shape[-2])
         if full:
             head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
             head.copy_(blocks[..., :full].permute(1, 3, 4, 0, 2))
         rows[:, :, full * self.length :].copy_(blocks[:rest, ..., full].permute(1, 3, 0, 2))
-        return rows
 
     def _blocks(self, make: Callable[..., Tensor], num_states: int) -> tuple[Tensor, Tensor]:
         """A work array as ``(L, G, K, N, blocks)`` (a view) and as ``(L, G', K, N')``."""

@@ -50,24 +50,23 @@ class ScaledChains:
     period: int
 
 
-def scaled_transitions(log_trans: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+def scaled_transitions(log_trans: Tensor) -> tuple[Tensor, Tensor]:
     """Transitions with one as their greatest element.
 
     Args:
         log_trans: ``(G, T', K, K)``, rows the previous state; ``T'`` is 1 or ``T - 1``.
-        num_steps: ``T``.
 
     Returns:
-        ``(1 or T, G, K, K)``, rows the next state, entry ``t`` into step ``t``; ``(G, 1)`` the log of what
-        was divided out over the whole chain, float64.
+        ``(1 or T, G, K, K)``, rows the next state, entry ``t`` into step ``t``; ``(G, T')`` the log of what
+        was divided out, float64.
     """
     shift = log_trans.amax((-2, -1))
     shift = shift.masked_fill(~shift.isfinite(), 0.0)
     trans = (log_trans - shift[..., None, None]).exp_().mT.movedim(1, 0)
     if trans.shape[0] == 1:
-        return trans.contiguous(), (num_steps - 1) * shift.double()
+        return trans.contiguous(), shift.double()
     before_first = trans.new_ones(1, *trans.shape[1:])
-    return torch.cat([before_first, trans]), shift.sum(-1, keepdim=True, dtype=torch.float64)
+    return torch.cat([before_first, trans]), shift.double()
 
 
 def rescaling_period(trans: Tensor) -> int:
@@ -109,7 +108,10 @@ def scaled_chains(
         # Infinity less infinity would spread through the sums over chains; these are not trusted anyway.
         obs.nan_to_num_(nan=1.0, posinf=1.0)
     into, log_shift = trans
-    return ScaledChains(layout, layout.stack_transitions(into), obs, log_scale + log_shift, period)
+    if len(into) == 1:
+        log_shift = (layout.num_steps - 1) * log_shift
+    log_scale += log_shift.sum(-1, keepdim=True)
+    return ScaledChains(layout, layout.stack_transitions(into), obs, log_scale, period)
 
 
 class Recursions:
