@@ -72,7 +72,7 @@ class Factor:
         dims = tuple(d for d in sizes if d not in self.dims) + self.dims
         tensor = self.align(dims)
         shape = [sizes.get(d, tensor.shape[i]) for i, d in enumerate(dims)]
-        return Factor(tensor.expand(*shape, *tensor.shape[len(dims) :]), dims)
+        return Factor(tensor.expand((*shape, *tensor.shape[len(dims) :])), dims)
 
     def squeeze(self) -> Factor:
         """Drop the named dimensions of size 1."""

@@ -24,6 +24,7 @@ class Plate:
         full_size: number of elements that they stand for (differs in a subsampled plate).
         declared: False for a batch dimension that the program uses without a plate.
         data: True if the plate encloses an observation, or an observation picks its elements by an observed index.
+        dim: the batch dimension that it occupies, counted from the right (negative).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Plate:
     full_size: int
     declared: bool = True
     data: bool = False
+    dim: int = -1
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,7 @@ class Program:
         notes: things to be said in the plan (warnings met while tracing).
         unproven: reasons why nothing about this program can be called exact.
         witnesses: evidence for the exactness claim, by name.
+        data_plate: the outermost plate around all observations, None where there is none.
     """
 
     sites: Mapping[str, Site]
@@ -230,6 +233,7 @@ class Program:
     notes: tuple[str, ...] = ()
     unproven: tuple[str, ...] = ()
     witnesses: Mapping[str, str] = field(default_factory=dict)
+    data_plate: str | None = None
 
     def leaves(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Differentiable leaves that hold given parameter values.

@@ -35,7 +35,8 @@ def classify(records: Mapping[str, Record]) -> dict[str, Latent]:
     for name, record in records.items():
         if record.role != "latent":
             continue
-        plates = tuple(f.name for f in record.frames if f.dim is not None)
+        framed = sorted((f.dim, f.name) for f in record.frames if f.dim is not None)
+        plates = tuple(name for _, name in framed)
         parents = tuple(m[7:] for m in sorted(record.marks) if m.startswith("latent:") and m[7:] in latents)
         parents = tuple(z for z in latents if z in parents)
         in_data = any(f.name in data for f in record.frames)

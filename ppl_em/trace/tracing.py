@@ -189,10 +189,10 @@ def _plates(records: Mapping[str, Record], layout: Layout) -> dict[str, Plate]:
                         hint="one plate of the largest size with poutine.mask, or a name for each size",
                     )
                 )
-            plates[frame.name] = Plate(frame.name, frame.size, frame.full_size, data=frame.name in data)
+            plates[frame.name] = Plate(frame.name, frame.size, frame.full_size, data=frame.name in data, dim=frame.dim)
     for (latent, position), name in layout.batches.items():
         size = records[latent].fn.batch_shape[position]
-        plates[name] = Plate(name, size, size, declared=False, data=True)
+        plates[name] = Plate(name, size, size, declared=False, data=True, dim=position)
     return plates
 
 
@@ -231,4 +231,16 @@ def _assemble(
         with isolated(enumeration.source.seed), warnings.catch_warnings():
             return enumeration.log_factors(values, {n: sites[n] for n in wanted}, scopes)
 
-    return Program(sites, latents, plates, parameters, evaluate, witnesses={"provenance": "scopes followed through every torch operation"})
+    witnesses = {"provenance": "scopes followed through every torch operation"}
+    outermost = _data_plate(first.records, sites, plates)
+    return Program(sites, latents, plates, parameters, evaluate, witnesses=witnesses, data_plate=outermost)
+
+
+def _data_plate(records: Mapping[str, Record], sites: Mapping[str, Site], plates: Mapping[str, Plate]) -> str | None:
+    """The outermost plate that all observed sites share."""
+    observed = [n for n, s in sites.items() if s.role != "latent"]
+    for frame in records[observed[0]].frames:  # outermost first
+        if frame.dim is not None and all(frame.name in sites[n].plates for n in observed):
+            return frame.name
+    undeclared = sorted((p.dim, p.name) for p in plates.values() if not p.declared)
+    return next((n for _, n in undeclared if all(n in sites[o].plates for o in observed)), None)

@@ -1,0 +1,110 @@
+"""The program with its fitted values, as ordinary Pyro callables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ppl_em.result import FitResult
+
+
+class _Substitute(Messenger):
+    """Parameter statements return the fitted values."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_param(self, msg: Any) -> None:
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        if msg["name"] in self.values and not isinstance(init, torch.nn.Parameter):
+            msg["value"], msg["done"], msg["stop"] = self.values[msg["name"]], True, True
+
+
+class FittedModel:
+    """A program whose parameters have their fitted values; the global parameter store is not touched.
+
+    Args:
+        model: the program.
+        params: constrained values by name.
+    """
+
+    def __init__(self, model: Any, params: Mapping[str, Tensor]) -> None:
+        self.model, self.params = model, params
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _Substitute(self.params):
+            return self.model(*args, **kwargs)
+
+
+class PosteriorGuide:
+    """A guide whose latents are exact joint draws from the posterior; point estimates are deltas.
+
+    Args:
+        result: the fitted program.
+    """
+
+    def __init__(self, result: FitResult) -> None:
+        self.result = result
+        self._kept: tuple[Any, Any] | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        key = (args, tuple(kwargs.items()))
+        if self._kept is None or not _same(self._kept[0], key):
+            self._kept = (key, self.result.posterior(*args, **kwargs))
+        posterior = self._kept[1]
+        seed = int(torch.randint(2**31 - 1, ()))
+        values = {z: v[0] for z, v in posterior.sample(1, seed).items()}
+        program = posterior.plan.program
+        drawn = {}
+        for name, value in self.result.point_estimates.items():
+            drawn[name] = pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
+        for name, value in values.items():
+            latent = program.latents[name]
+            event_dim = len(latent.event_shape)
+            with ExitStack() as stack:
+                for plate in latent.plates:
+                    entry = program.plates[plate]
+                    if entry.declared:
+                        stack.enter_context(pyro.plate(plate, entry.size, dim=entry.dim))
+                shaped = _positioned(value, [program.plates[p].dim for p in latent.plates], event_dim)
+                drawn[name] = pyro.sample(name, dist.Delta(shaped, event_dim=event_dim))
+        return drawn
+
+
+def _positioned(value: Tensor, dims: list[int], event_dim: int) -> Tensor:
+    """Insert size-1 dimensions where a latent's plates leave gaps."""
+    rank = max((-d for d in dims), default=0)
+    shape = [1] * rank
+    for d, size in zip(dims, value.shape, strict=False):
+        shape[d] = size
+    return value.reshape(*shape, *value.shape[value.dim() - event_dim :])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a is b
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a is b or (isinstance(a, (str, int, float, bool)) and a == b)
+
+
+def write_params(result: FitResult) -> None:
+    """Copy the fitted values into Pyro's global parameter store, under their constraints."""
+    store = pyro.get_param_store()
+    for name, value in result.params.items():
+        parameter = result.plan.program.parameters[name]
+        if parameter.module_tensor is not None:
+            pyro.param(name, parameter.module_tensor)
+            continue
+        if name in store:
+            del store[name]
+        store.setdefault(name, value.clone(), parameter.constraint)

@@ -1,0 +1,203 @@
+"""The posterior over the latents, as distributions and draws of the sites that the user wrote."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_em.em.e_step import site_factors
+from ppl_em.errors import PplEmError, message
+from ppl_em.exact.chain_posterior import ChainPosterior
+from ppl_em.exact.engine import BlockPosterior
+from ppl_em.ir import Factor, Latent
+from ppl_em.ir.factor import lookup
+from ppl_em.plan.plan import Plan
+
+
+class Posterior:
+    """Exact posterior over the summed latents of a program at given parameters.
+
+    Args:
+        plan: how the latents are contracted.
+        parameters: constrained values.
+
+    Example:
+        >>> import ppl_em, torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     loc = pyro.param("loc", torch.tensor([-1.0, 1.0]))
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2))
+        ...         pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+        >>> result = ppl_em.fit(model, torch.tensor([-3.0, -2.0, 2.0, 3.0]))
+        >>> result.posterior().marginal("z").probs.shape
+        torch.Size([4, 2])
+    """
+
+    def __init__(self, plan: Plan, parameters: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            factors = site_factors(plan, parameters)
+        self.plan = plan
+        self._factors = factors
+        self._blocks: dict[int, BlockPosterior] = {}
+        self._home = {z: i for i, b in enumerate(plan.blocks) for z in b.block.names}
+
+    def _block(self, name: str) -> BlockPosterior:
+        if name not in self._home:
+            raise PplEmError(message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}"))
+        return self._at(self._home[name])
+
+    def _at(self, index: int) -> BlockPosterior:
+        if index not in self._blocks:
+            entry = self.plan.blocks[index]
+            self._blocks[index] = entry.engine.posterior(entry.block, self._factors)
+        return self._blocks[index]
+
+    def _latent(self, name: str) -> Latent:
+        return self.plan.program.latents[name]
+
+    def marginal(self, name: str) -> Any:
+        """Posterior marginal of a latent.
+
+        Args:
+            name: site name.
+
+        Returns:
+            A distribution of the site's own kind (Bernoulli, OneHotCategorical, else Categorical over positions in
+            the support), batch shape that of the site's plates.
+        """
+        factor = self._block(name).marginal(name)
+        latent = self._latent(name)
+        probs = factor.align((*latent.plates, name))
+        return _distribution(latent, probs.clamp(0, 1))
+
+    @property
+    def marginals(self) -> dict[str, Any]:
+        """Marginals of all latents by name."""
+        return {z: self.marginal(z) for z in self._home}
+
+    def pairwise(self, a: str, b: str) -> Tensor:
+        """Joint posterior probabilities of two latents, (*plates, K_a, K_b); independent blocks give a product."""
+        if self._home.get(a) != self._home.get(b):
+            first, second = self._block(a).marginal(a), self._block(b).marginal(b)
+            product = first * second
+        else:
+            product = self._block(a).pairwise(a, b)
+        plates = tuple(d for d in product.dims if d not in (a, b))
+        return product.align((*plates, a, b))
+
+    def mode(self) -> dict[str, Tensor]:
+        """The jointly most probable assignment (Viterbi on a chain): values by site, shaped by plates."""
+        return self._values({z: f for i in range(len(self.plan.blocks)) for z, f in self._at(i).mode().items()})
+
+    def sample(self, num_samples: int = 1, seed: int | None = None) -> dict[str, Tensor]:
+        """Exact joint draws of all latents.
+
+        Args:
+            num_samples: number of draws.
+            seed: of these draws; None draws afresh at each call.
+
+        Returns:
+            Values by site, (num_samples, *plates, *event_shape).
+        """
+        generator = torch.Generator()
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        drawn: dict[str, Factor] = {}
+        for i in range(len(self.plan.blocks)):
+            drawn.update(self._at(i).sample(num_samples, generator))
+        return self._values(drawn, ("@draw",))
+
+    def _values(self, positions: Mapping[str, Factor], leading: tuple[str, ...] = ()) -> dict[str, Tensor]:
+        values = {}
+        for z in self._home:
+            latent = self._latent(z)
+            assert latent.support is not None
+            order = (*leading, *latent.plates)
+            index = positions[z].expand({p: self.plan.program.plates[p].size for p in latent.plates})
+            values[z] = latent.support[index.align(order)]
+        return values
+
+    def entropy(self) -> Tensor:
+        """Entropy of the joint posterior in nats, one number (the sum over plates)."""
+        parts = [self._at(i).entropy().tensor.double().sum() for i in range(len(self.plan.blocks))]
+        return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+    def log_prob_of_mode(self) -> float:
+        """Log posterior probability of the joint mode, summed over plates."""
+        total = 0.0
+        for i, entry in enumerate(self.plan.blocks):
+            posterior = self._at(i)
+            chosen = posterior.mode()
+            block = entry.block
+            joint = torch.zeros((), dtype=torch.float64)
+            for site in block.sites:
+                joint = joint + _score(block, site.name, self._factors[site.name], chosen)
+            total += float(joint - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum())
+        return total
+
+    # chains --------------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> Any:
+        """Smoothed marginals along a chain: a Categorical of batch shape (*plates, T)."""
+        return dist.Categorical(probs=self._chain(name).path)
+
+    def filtered(self, name: str) -> Any:
+        """Marginals of each state given the observations up to it: a Categorical of batch shape (*plates, T)."""
+        return dist.Categorical(probs=self._chain(name).filtered)
+
+    def forecast(self, steps: int, name: str | None = None) -> Any:
+        """State probabilities after the last observation: a Categorical of batch shape (*plates, steps)."""
+        return dist.Categorical(probs=self._chain(name).forecast(steps))
+
+    def mode_path(self, name: str | None = None) -> Tensor:
+        """The most probable path, (*plates, T)."""
+        chain = self._chain(name)
+        chosen = chain.mode()
+        return torch.stack([chosen[z].tensor for z in chain.axis.states], -1)
+
+    def _chain(self, name: str | None) -> ChainPosterior:
+        for i, entry in enumerate(self.plan.blocks):
+            posterior = self._at(i)
+            matches = name is None or any(
+                z == name or re.fullmatch(re.escape(name) + r"[_\[]?\d+\]?", z) for z in entry.block.names
+            )
+            if matches and isinstance(posterior, ChainPosterior):
+                return posterior
+        raise PplEmError(message("no chain of this name", site=name or "", hint="the family's name, e.g. 'z' for z_0, z_1, …"))
+
+
+def _score(block: Any, site: str, factor: Factor, chosen: Mapping[str, Factor]) -> Tensor:
+    """Sum of a site's log-factor at chosen positions of its latents."""
+    entry = next(s for s in block.sites if s.name == site)
+    axis = block.axis
+    if axis is None:
+        value = lookup(factor, {z: chosen[z] for z in factor.dims if z in chosen})
+        return value.expand({p: block.sizes[p] for p in entry.plates}).tensor.double().sum()
+    times = block.times[site].tolist()
+    dims = (*block.plates, axis.time)
+    now = Factor(torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates)), dims)
+    index = {axis.now: now}
+    if axis.before in entry.scope:
+        before = torch.stack([chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates))
+        index[axis.before] = Factor(before, dims)
+    factor = factor if axis.time in factor.dims or axis.now not in factor.dims else factor
+    value = lookup(factor, {d: f for d, f in index.items() if d in factor.dims})
+    sizes = {p: block.sizes[p] for p in entry.plates}
+    return value.expand({**sizes, axis.time: len(times)} if len(times) > 1 else sizes).tensor.double().sum()
+
+
+def _distribution(latent: Latent, probs: Tensor) -> Any:
+    support = latent.support
+    assert support is not None
+    if latent.event_shape and support.shape == (support.shape[0], support.shape[0]) and bool((support.sum(-1) == 1).all()):
+        return dist.OneHotCategorical(probs=probs)
+    if not latent.event_shape and support.is_floating_point() and support.tolist() == [0.0, 1.0]:
+        return dist.Bernoulli(probs=probs[..., 1])
+    return dist.Categorical(probs=probs)

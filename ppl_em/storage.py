@@ -1,0 +1,174 @@
+"""Results on disk: JSON and safetensors, written atomically, never pickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppl_em.errors import FileError, message
+from ppl_em.status import Status
+
+if TYPE_CHECKING:
+    from ppl_em.result import FitResult
+
+FORMAT = 1
+JSON, TENSORS = "result.json", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class SavedPlan:
+    """The plan of a loaded result: its text and its JSON form."""
+
+    text: str
+    content: Mapping[str, Any]
+
+    @property
+    def exact(self) -> bool:
+        """Whether exactness was claimed."""
+        return bool(self.content["exact"])
+
+    def rule_of(self, name: str) -> str:
+        """M-step rule of a parameter."""
+        for update in self.content["updates"]:
+            if name in update["parameters"]:
+                return str(update["rule"])
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return dict(self.content)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def save(result: FitResult, path: Path, *, data: bool = False) -> Path:
+    """Write a result to a directory.
+
+    Args:
+        result: the result.
+        path: the directory, made if need be; files of these names are replaced atomically.
+        data: also keep the tensors among the model's positional arguments.
+
+    Raises:
+        FileError: the directory cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for group in ("params", "point_estimates", "guide_params"):
+        for name, value in getattr(result, group).items():
+            tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
+    tensors["history"] = result.history.clone()
+    if data and result._source is not None:
+        for i, value in enumerate(result._source.args):
+            if isinstance(value, Tensor):
+                tensors[f"args/{i}"] = value.detach().cpu().clone().contiguous()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as staging:
+            save_file(tensors, str(Path(staging) / TENSORS))
+            Path(staging, JSON).write_text(json.dumps(_header(result), indent=2) + "\n", encoding="utf-8")
+            for name in (TENSORS, JSON):
+                os.replace(Path(staging) / name, path / name)
+    except OSError as error:
+        raise FileError(message("cannot write the result", value=path, why=str(error))) from error
+    return path
+
+
+def _header(result: FitResult) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "objective": result.objective,
+        "objective_name": result.objective_name,
+        "log_likelihood": result.log_likelihood,
+        "exact": result.exact,
+        "status": result.status.name,
+        "detail": result.detail,
+        "num_steps": result.num_steps,
+        "seed": result.seed,
+        "num_parameters": result.num_parameters,
+        "num_observations": result.num_observations,
+        "restarts": [[r.kind, r.objective, r.status.name, r.num_steps, r.screened] for r in result.restarts],
+        "plan_text": str(result.plan),
+        "plan": result.plan.to_dict(),
+        "coords": {k: [str(v) for v in vs] for k, vs in result._coords.items()},
+        "columns": result._columns,
+    }
+
+
+def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
+    """Read a result written by :meth:`FitResult.save`.
+
+    Args:
+        path: the directory.
+        model: the program that was fitted (programs are not stored).
+        guide: the guide, if one was used.
+
+    Returns:
+        A result that answers queries on data that are given, without retraining.
+
+    Raises:
+        FileError: nothing readable is there.
+    """
+    from ppl_em.result import FitResult, Restart
+    from ppl_em.trace.tracing import Source
+
+    path = Path(path)
+    try:
+        header = json.loads((path / JSON).read_text(encoding="utf-8"))
+        tensors = load_file(str(path / TENSORS))
+    except (OSError, ValueError) as error:
+        raise FileError(message("no readable result", value=path, why=str(error), hint="the directory given to save()")) from error
+    if header.get("format") != FORMAT:
+        raise FileError(message("the result has another format", value=header.get("format"), why=f"this version reads {FORMAT}"))
+    groups: dict[str, dict[str, Tensor]] = {"params": {}, "point_estimates": {}, "guide_params": {}, "args": {}}
+    for key, value in tensors.items():
+        group, _, name = key.partition("/")
+        if group in groups:
+            groups[group][name] = value
+    restarts = tuple(Restart(k, o, Status[s], n, c) for k, o, s, n, c in header["restarts"])
+    args = tuple(groups["args"][k] for k in sorted(groups["args"], key=int))
+    source = Source(model, args, {}, header["seed"]) if args else None
+    _restore_module(model, groups["params"])
+    return FitResult(
+        params=groups["params"],
+        point_estimates=groups["point_estimates"],
+        guide_params=groups["guide_params"],
+        objective=header["objective"],
+        objective_name=header["objective_name"],
+        log_likelihood=header["log_likelihood"],
+        exact=header["exact"],
+        plan=SavedPlan(header["plan_text"], header["plan"]),
+        history=tensors["history"],
+        status=Status[header["status"]],
+        num_steps=header["num_steps"],
+        seed=header["seed"],
+        restarts=restarts,
+        num_parameters=header["num_parameters"],
+        num_observations=header["num_observations"],
+        detail=header["detail"],
+        _source=source,
+        _coords=header["coords"],
+        _columns=header["columns"],
+        _model=model,
+    )
+
+
+def _restore_module(model: Any, params: Mapping[str, Tensor]) -> None:
+    """Give a module its fitted weights back, where its own names are known."""
+    if not isinstance(model, torch.nn.Module):
+        return
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in params.items():
+            target = own.get(name.replace("$$$", "."))
+            if target is not None and target.shape == value.shape:
+                target.copy_(value)
