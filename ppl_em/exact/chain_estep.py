@@ -54,14 +54,21 @@ class _Groups:
     log_obs: Tensor
     weight: Tensor | None
 
-    def part(self, rows: slice | Tensor, num_steps: int) -> _Groups:
-        """The first steps of some of the chains."""
+    def part(self, rows: slice | Tensor) -> _Groups:
+        """Some of the chains."""
         return _Groups(
             _rows_of(self.log_init, rows),
             self.log_trans,
-            _rows_of(self.log_obs[:, :, :num_steps], rows),
-            None if self.weight is None else _rows_of(self.weight[:, :, :num_steps], rows),
+            _rows_of(self.log_obs, rows),
+            None if self.weight is None else _rows_of(self.weight, rows),
         )
+
+    def without_padding(self, num_steps: int) -> _Groups:
+        """The first steps alone if nothing is observed later, else all."""
+        if bool(self.log_obs[:, :, num_steps:].any()):
+            return self
+        weight = None if self.weight is None else self.weight[:, :, :num_steps]
+        return _Groups(self.log_init, self.log_trans, self.log_obs[:, :, :num_steps], weight)
 
 
 def expectations(chain: ChainFactors, weight: Tensor | None = None, counts: bool = True) -> Expectations:
@@ -83,8 +90,11 @@ def expectations(chain: ChainFactors, weight: Tensor | None = None, counts: bool
     gamma = torch.empty_like(groups.log_obs, memory_format=torch.contiguous_format) if counts else None
     xi = torch.zeros_like(groups.log_trans) if counts else None
     for rows, num_steps in _pieces(groups):
-        part = groups.part(rows, num_steps)
-        part_gamma = None if gamma is None else _rows_of(gamma, rows)
+        part = groups.part(rows).without_padding(num_steps)
+        part_gamma = gamma
+        if gamma is not None:
+            shape = (1, len(rows), *gamma.shape[2:]) if isinstance(rows, Tensor) else ()
+            part_gamma = gamma.new_empty(shape) if shape else gamma[:, rows]
         log_z[:, rows] = _scaled(part, trans, period, part_gamma, xi)
         if gamma is not None and part_gamma is not None and isinstance(rows, Tensor):
             gamma.index_copy_(1, rows, part_gamma)
@@ -116,8 +126,8 @@ def _grouped(chain: ChainFactors, weight: Tensor | None) -> tuple[_Groups, tuple
 
 
 def _rows_of(array: Tensor, rows: slice | Tensor) -> Tensor:
-    """Some chains of ``(G, N, ...)``, a view where they lie together."""
-    return array[:, rows] if isinstance(rows, slice) else array.index_select(1, rows)
+    """Some chains of ``(G, N, ...)``: a view of those that lie together; any of a single group."""
+    return array[:, rows] if isinstance(rows, slice) else array[0].index_select(0, rows).unsqueeze(0)
 
 
 def _pieces(groups: _Groups) -> list[tuple[slice | Tensor, int]]:
@@ -131,7 +141,7 @@ def _pieces(groups: _Groups) -> list[tuple[slice | Tensor, int]]:
         return [(slice(i, i + size), num_steps) for i in starts]
     order = lengths.argsort(descending=True)
     rows = [order[i : i + size] for i in starts]
-    return [(row, _observed(groups, row, int(lengths[row[0]]))) for row in rows]
+    return [(row, int(lengths[row[0]])) for row in rows]
 
 
 def _lengths(groups: _Groups) -> Tensor | None:
@@ -147,12 +157,6 @@ def _lengths(groups: _Groups) -> Tensor | None:
         return None
     steps = torch.arange(1, groups.weight.shape[-1] + 1, device=sums.device)
     return ((groups.weight[0] != 0) * steps).amax(-1).clamp_(min=1)
-
-
-def _observed(groups: _Groups, rows: slice | Tensor, num_steps: int) -> int:
-    """``num_steps`` if nothing is observed at later steps of these chains, else all steps."""
-    later = _rows_of(groups.log_obs[:, :, num_steps:], rows)
-    return groups.log_obs.shape[2] if bool(later.any()) else num_steps
 
 
 def _scaled(
