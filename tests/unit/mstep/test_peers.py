@@ -1,4 +1,4 @@
-"""Agreement with the fits of SciPy, statsmodels and scikit-learn: whole-number weights against repeated data."""
+"""Agreement with SciPy, statsmodels and scikit-learn: whole-number weights against repeated data."""
 
 import numpy as np
 import pyro.distributions as dist
@@ -99,7 +99,8 @@ SCIPY = {
     "gumbel": (dist.Gumbel, real, location_scale(scipy.stats.gumbel_r), {"loc": 0.0, "scale": 1.0}),
     "student": (dist.StudentT, real, scipy_student, {"df": 5.0, "loc": 0.0, "scale": 1.0}),
     "von mises": (
-        dist.VonMises, lambda g, n: g.vonmises(1.0, 2.0, n), scipy_von_mises, {"loc": 0.0, "concentration": 1.0}
+        dist.VonMises, lambda g, n: g.vonmises(1.0, 2.0, n), scipy_von_mises,
+        {"loc": 0.0, "concentration": 1.0},
     ),
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ SIZE = 20_000
 def test_recovery(case):
     """Two rows with data of their own, from a start elsewhere.
 
-    The fit is above the truth by what estimating p parameters may gain, half a chi-squared variable with p degrees
-    of freedom (Wilks 1938), and near it.
+    The fit is above the truth by what estimating p parameters may gain, half a chi-squared variable with p
+    degrees of freedom (Wilks 1938), and near it.
     """
     g = torch.Generator().manual_seed(11)
     truth = {name: draw(g, 2) for name, draw in case.free.items()}

@@ -1,4 +1,4 @@
-"""Ties, zeros and fixed elements inside vectors and matrices: stationary, ascending and structure-preserving."""
+"""Ties, zeros and fixed elements inside vectors and matrices are kept, at the maximum given them."""
 
 import pyro.distributions as dist
 import pytest
