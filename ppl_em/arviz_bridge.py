@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ppl_em.arviz_groups import SAMPLE_DIMS, dataset, dimension_name, encode, variable_name
+from ppl_em.arviz_datasets import SAMPLE_DIMS, dataset, dimension_name, encode, variable_name
 from ppl_em.errors import FileError, message
 
 __all__ = [

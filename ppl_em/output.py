@@ -160,5 +160,5 @@ def _write_picture(result: FitResult, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
-    result.plot("trace", ax=figure.add_subplot())
+    result.plot("history", ax=figure.add_subplot())
     figure.savefig(path, dpi=150)

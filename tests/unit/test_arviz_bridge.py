@@ -182,7 +182,7 @@ def test_import_needs_no_torch_no_cache_directory_and_does_not_load_arviz(tmp_pa
     # A stub package root: importing ppl_em itself would import torch.
     stub = tmp_path / "path" / "ppl_em"
     stub.mkdir(parents=True)
-    for name in ("errors.py", "arviz_groups.py"):
+    for name in ("errors.py", "arviz_datasets.py"):
         shutil.copy(ROOT / "ppl_em" / name, stub)
     environment["PYTHONPATH"] = str(stub.parent)
     subprocess.run(
@@ -210,7 +210,7 @@ def test_the_same_with_arviz_1(tmp_path: Path) -> None:
     stub = tmp_path / "path" / "ppl_em"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("")
-    for name in ("errors.py", "arviz_groups.py", "arviz_bridge.py"):
+    for name in ("errors.py", "arviz_datasets.py", "arviz_bridge.py"):
         shutil.copy(ROOT / "ppl_em" / name, stub)
     shutil.copy(__file__, tmp_path / "test_bridge.py")
     old = bridge.save(bridge.to_native(_groups(np.random.default_rng(0)), {"seed": 3}), tmp_path / "old.nc")
