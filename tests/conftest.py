@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,27 @@ settings.register_profile(
 settings.load_profile("ppl_em")
 
 SEED = 20240229
+
+
+PLANS = Path(__file__).parent / "plans"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--update-plans``: write the golden plan texts anew instead of comparing with them."""
+    parser.addoption("--update-plans", action="store_true", help="rewrite tests/plans/*.txt")
+
+
+@pytest.fixture
+def golden_plan(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
+    """Returns a function that compares ``str(plan)`` with ``tests/plans/NAME.txt``, exactly."""
+
+    def check(name: str, plan: Any) -> None:
+        path, text = PLANS / f"{name}.txt", f"{plan}\n"
+        if request.config.getoption("--update-plans"):
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8"), f"{path.name} differs; --update-plans rewrites it"
+
+    return check
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
