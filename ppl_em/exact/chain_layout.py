@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ppl_em.exact.chain_buffers import ChainBuffers
 
 # A step over fewer columns than this costs mostly its dispatch; shorter or fewer blocks than these spend more
 # on their boundaries than they save.
@@ -53,34 +54,40 @@ class Layout:
         every = slice(index % self.num_blocks, None, self.num_blocks)
         return (every,) if self.as_groups else (..., every)
 
-    def stack(self, log_obs: Tensor) -> Tensor:
-        """``(G, N, T, K)`` to ``(L, G', K, N')``, zeros behind the last step."""
+    def stack(self, rows: Tensor, buffers: ChainBuffers, name: str) -> Tensor:
+        """``(G, N, T, K)`` to ``(L, G', K, N')`` in the named buffer, zeros behind the last step."""
         full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
-        blocks, stacked = self._blocks(log_obs.new_empty, log_obs.shape[-1])
+        num_groups, num_chains = self.array_shape
+        stacked = buffers.take(name, (self.length, num_groups, rows.shape[-1], num_chains), rows)
+        blocks = self._blocks(stacked)
         if full:
-            head = log_obs[:, :, : full * self.length].unflatten(2, (full, self.length))
+            head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
             blocks[..., :full].copy_(head.permute(3, 0, 4, 1, 2))
-        blocks[:rest, ..., full].copy_(log_obs[:, :, full * self.length :].permute(2, 0, 3, 1))
+        blocks[:rest, ..., full].copy_(rows[:, :, full * self.length :].permute(2, 0, 3, 1))
         blocks[rest:, ..., full] = 0.0
         return stacked
 
     def unstack(self, stacked: Tensor, rows: Tensor) -> None:
         """``(L, G', K, N')`` back into ``rows`` ``(G, N, T, K)``."""
         full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
-        blocks, _ = self._blocks(lambda *_: stacked, stacked.shape[-2])
+        blocks = self._blocks(stacked)
         if full:
             head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
             head.copy_(blocks[..., :full].permute(1, 3, 4, 0, 2))
         rows[:, :, full * self.length :].copy_(blocks[:rest, ..., full].permute(1, 3, 0, 2))
 
-    def _blocks(self, make: Callable[..., Tensor], num_states: int) -> tuple[Tensor, Tensor]:
-        """A work array as ``(L, G, K, N, blocks)`` (a view) and as ``(L, G', K, N')``."""
-        length, groups, chains, count = self.length, self.num_groups, self.num_chains, self.num_blocks
+    @property
+    def array_shape(self) -> tuple[int, int]:
+        """``G'`` and ``N'``."""
         if self.as_groups:
-            stacked = make(length, groups * count, num_states, chains)
-            return stacked.view(length, groups, count, num_states, chains).movedim(2, -1), stacked
-        stacked = make(length, groups, num_states, chains * count)
-        return stacked.view(length, groups, num_states, chains, count), stacked
+            return self.num_groups * self.num_blocks, self.num_chains
+        return self.num_groups, self.num_chains * self.num_blocks
+
+    def _blocks(self, stacked: Tensor) -> Tensor:
+        """A work array ``(L, G', K, N')`` seen as ``(L, G, K, N, blocks)``."""
+        if self.as_groups:
+            return stacked.unflatten(1, (self.num_groups, self.num_blocks)).movedim(2, -1)
+        return stacked.unflatten(-1, (self.num_chains, self.num_blocks))
 
     def stack_transitions(self, trans: Tensor) -> Tensor:
         """``(T, G, K, K)``, entry ``t`` into step ``t``, to ``(L, G', K, K)``; one for all steps stays."""

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_layout import Layout
 
 # Decades between the least and the greatest magnitude that arithmetic in a dtype may use before a lost
@@ -29,13 +30,39 @@ _LONGEST_PERIOD = 8
 
 
 @dataclass(frozen=True)
+class ScaledTransitions:
+    """Transitions divided by their greatest element.
+
+    Attributes:
+        into: ``(1 or T, G, K, K)``, rows the next state, columns the previous; entry ``t`` leads into step
+            ``t``.
+        log_scale: ``(G, T')`` log of what was divided out of each, float64.
+        period: How many steps forward messages can go without rescaling; 0 if they cannot be trusted at all.
+    """
+
+    into: Tensor
+    log_scale: Tensor
+    period: int
+
+    @property
+    def differ(self) -> bool:
+        """Whether steps have transitions of their own."""
+        return self.log_scale.shape[-1] != 1
+
+    def log_total(self, num_steps: int) -> Tensor:
+        """``(G, 1)`` log of what was divided out over the first ``num_steps`` steps."""
+        if self.differ:
+            return self.log_scale.sum(-1, keepdim=True)
+        return (num_steps - 1) * self.log_scale
+
+
+@dataclass(frozen=True)
 class ScaledChains:
     """Factors out of log space, each divided by its greatest element.
 
     Attributes:
         layout: How chains and steps lie in the arrays.
-        into: ``(L', G, K, K)`` transitions, rows the next state, columns the previous; ``L'`` is 1 or ``L``,
-            in which case entry ``t`` leads into step ``t``.
+        into: ``(1 or L, G, K, K)`` transitions, as in `ScaledTransitions`, of the steps of each block.
         obs: ``(L, G, K, N)`` densities of the observations; those of a chain's first step include its initial
             factor.
         log_scale: ``(G, N)`` log of all that was divided out, float64; not finite for a chain with a step
@@ -50,23 +77,19 @@ class ScaledChains:
     period: int
 
 
-def scaled_transitions(log_trans: Tensor) -> tuple[Tensor, Tensor]:
-    """Transitions with one as their greatest element.
+def scaled_transitions(log_trans: Tensor) -> ScaledTransitions:
+    """Bring transitions out of log space.
 
     Args:
         log_trans: ``(G, T', K, K)``, rows the previous state; ``T'`` is 1 or ``T - 1``.
-
-    Returns:
-        ``(1 or T, G, K, K)``, rows the next state, entry ``t`` into step ``t``; ``(G, T')`` the log of what
-        was divided out, float64.
     """
     shift = log_trans.amax((-2, -1))
     shift = shift.masked_fill(~shift.isfinite(), 0.0)
-    trans = (log_trans - shift[..., None, None]).exp_().mT.movedim(1, 0)
-    if trans.shape[0] == 1:
-        return trans.contiguous(), shift.double()
-    before_first = trans.new_ones(1, *trans.shape[1:])
-    return torch.cat([before_first, trans]), shift.double()
+    into = (log_trans - shift[..., None, None]).exp_().mT.movedim(1, 0)
+    period = rescaling_period(into)
+    if shift.shape[-1] != 1:
+        into = torch.cat([into.new_ones(1, *into.shape[1:]), into])
+    return ScaledTransitions(into.contiguous(), shift.double(), period)
 
 
 def rescaling_period(trans: Tensor) -> int:
@@ -80,7 +103,7 @@ def rescaling_period(trans: Tensor) -> int:
     Args:
         trans: ``(..., K, K)`` transitions with one as their greatest element.
     """
-    least = float(trans.amin())
+    least = float(trans.amin()) if trans.numel() else 1.0
     if not least > 0.0:
         return 0
     decades = max(-math.log10(least), 1.0)
@@ -88,30 +111,26 @@ def rescaling_period(trans: Tensor) -> int:
 
 
 def scaled_chains(
-    log_init: Tensor, trans: tuple[Tensor, Tensor], log_obs: Tensor, layout: Layout, period: int
+    log_init: Tensor, trans: ScaledTransitions, log_obs: Tensor, layout: Layout, buffers: ChainBuffers
 ) -> ScaledChains:
     """Bring the log-factors of chains into scaled probability space.
 
     Args:
         log_init: ``(G, N, K)``.
-        trans: Of `scaled_transitions`.
+        trans: Their transitions, with a positive period.
         log_obs: ``(G, N, T, K)``.
         layout: How to lay them out.
-        period: Of `rescaling_period`.
+        buffers: Memory for the densities.
     """
-    obs = layout.stack(log_obs)
+    obs = layout.stack(log_obs, buffers, "obs")
     obs[0][layout.block(0)] += log_init.mT
     peak = obs.amax(-2)
-    log_scale = layout.per_chain(peak.sum(0, dtype=torch.float64))
+    log_scale = layout.per_chain(peak.sum(0, dtype=torch.float64)) + trans.log_total(layout.num_steps)
     obs.sub_(peak.unsqueeze(-2)).exp_()
     if not bool(log_scale.isfinite().all()):
         # Infinity less infinity would spread through the sums over chains; these are not trusted anyway.
         obs.nan_to_num_(nan=1.0, posinf=1.0)
-    into, log_shift = trans
-    if len(into) == 1:
-        log_shift = (layout.num_steps - 1) * log_shift
-    log_scale += log_shift.sum(-1, keepdim=True)
-    return ScaledChains(layout, layout.stack_transitions(into), obs, log_scale, period)
+    return ScaledChains(layout, layout.stack_transitions(trans.into), obs, log_scale, trans.period)
 
 
 class Recursions:
@@ -121,16 +140,17 @@ class Recursions:
     matrices.
 
     Args:
-        chains: The factors, with a positive period.
+        chains: The factors.
+        buffers: Memory for the messages.
 
     Attributes:
         alpha: ``(L, G, K, N)`` forward messages; those of a chain's or block's last step sum to one.
     """
 
-    def __init__(self, chains: ScaledChains) -> None:
+    def __init__(self, chains: ScaledChains, buffers: ChainBuffers) -> None:
         self.chains = chains
         self.single = chains.into.shape[1] == 1
-        self.alpha = torch.empty_like(chains.obs)
+        self.alpha = buffers.take("alpha", chains.obs.shape, chains.obs)
         self._multiply = torch.mm if self.single else torch.bmm
         self._obs, self._alpha = self._steps(chains.obs), self._steps(self.alpha)
         length = len(self._obs)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_estep import expectations
 from ppl_em.exact.chain_factors import chain_factors
 from ppl_em.exact.chain_reference import generic_log_z
@@ -75,7 +76,11 @@ def chain_log_z(
 
 @torch.no_grad()
 def expected_counts(
-    log_init: Tensor, log_trans: Tensor, log_obs: Tensor, alive: Tensor | None = None
+    log_init: Tensor,
+    log_trans: Tensor,
+    log_obs: Tensor,
+    alive: Tensor | None = None,
+    buffers: ChainBuffers | None = None,
 ) -> ChainCounts:
     """Log Z and the expected counts of an E-step, without autograd.
 
@@ -85,6 +90,8 @@ def expected_counts(
         log_obs: ``(*B, T, K)`` log-densities of the observations at each step given each state (0 where
             masked).
         alive: ``(*B, T)`` bool; transitions into dead steps (ragged padding) are left out of ``xi``.
+        buffers: Memory to work in, for a loop of E-steps over the same shapes; ``gamma`` then lies in it and
+            is overwritten by the next call.
 
     Returns:
         The counts; an impossible chain has log Z ``-inf`` and counts nothing.
@@ -103,7 +110,7 @@ def expected_counts(
     weight = None
     if alive is not None:
         weight = alive.to(log_obs.dtype).expand(*chain.batch_shape, chain.num_steps)
-    result = expectations(chain, weight)
+    result = expectations(chain, weight, buffers=buffers)
     assert result.gamma is not None and result.xi is not None
     return ChainCounts(result.log_z, result.gamma, result.xi)
 

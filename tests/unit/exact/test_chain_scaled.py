@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_em.exact import chain_estep, chain_layout, chain_scan
+from ppl_em.exact import chain_estep, chain_groups, chain_layout, chain_scan
+from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_factors import chain_factors
 from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
 from ppl_em.exact.chain_scaled import rescaling_period, scaled_transitions
+from ppl_em.exact.forward_backward import expected_counts
 from tests.unit.exact.chains import TRANS, random_chain
 
 TWIN = 1e-10
@@ -87,8 +89,8 @@ def test_chains_that_remember_across_blocks(trans: str, steps: int, monkeypatch:
 
 @pytest.mark.usefixtures("no_log_space")
 def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain_estep, "_PIECE", 300)
-    monkeypatch.setattr(chain_estep, "_FEWEST_COLUMNS", 2)
+    monkeypatch.setattr(chain_groups, "_PIECE", 300)
+    monkeypatch.setattr(chain_groups, "_FEWEST_COLUMNS", 2)
     for trans in TRANS:
         factors = random_chain((7,), 30, 3, trans)
         assert_twins(factors)
@@ -101,8 +103,8 @@ def test_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("observed", [True, False])
 def test_padding(columns: int, stochastic: bool, observed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding is left out where that changes nothing, and worked on where it does."""
-    monkeypatch.setattr(chain_estep, "_PIECE", 300)
-    monkeypatch.setattr(chain_estep, "_FEWEST_COLUMNS", columns)
+    monkeypatch.setattr(chain_groups, "_PIECE", 300)
+    monkeypatch.setattr(chain_groups, "_FEWEST_COLUMNS", columns)
     init, trans, obs = random_chain((9,), 30, 3, "shared")
     trans = trans.log_softmax(-1) if stochastic else trans
     lengths = torch.tensor([5, 25, 1, 17, 17, 2, 9, 11, 24])
@@ -138,7 +140,19 @@ def test_period_of_rescaling_follows_the_rarest_transition() -> None:
 
 def test_transitions_are_scaled_by_their_greatest_element() -> None:
     log_trans = torch.randn(2, 5, 3, 3)
-    into, log_shift = scaled_transitions(log_trans)
-    assert into.shape == (6, 2, 3, 3)
-    torch.testing.assert_close(into[1:].amax((-2, -1)), torch.ones(5, 2))
-    torch.testing.assert_close(log_shift, log_trans.amax((-2, -1)))
+    trans = scaled_transitions(log_trans)
+    assert trans.differ and trans.into.shape == (6, 2, 3, 3)
+    torch.testing.assert_close(trans.into[1:].amax((-2, -1)), torch.ones(5, 2))
+    torch.testing.assert_close(trans.log_scale, log_trans.amax((-2, -1)))
+
+
+@pytest.mark.usefixtures("no_log_space")
+def test_buffers_are_used_again() -> None:
+    buffers = ChainBuffers()
+    small, large = random_chain((3,), 20, 3, "shared"), random_chain((4,), 30, 3, "shared")
+    fresh = [expected_counts(*factors) for factors in (small, large, small)]
+    for factors, expected in zip((small, large, small), fresh, strict=True):
+        ours = expected_counts(*factors, buffers=buffers)
+        assert torch.equal(ours.gamma, expected.gamma) and torch.equal(ours.xi, expected.xi)
+    first = expected_counts(*large, buffers=buffers).gamma
+    assert first.data_ptr() == expected_counts(*small, buffers=buffers).gamma.data_ptr()
