@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ class EStep:
         log_likelihood: exact log marginal likelihood of the observations, nats.
         log_prior: log prior density of the point-estimated latents.
         weights: expected posterior weights by (stacked) site.
+        moments: expected sufficient statistics of lowered sites, in place of weights.
     """
 
     log_likelihood: float
     log_prior: float
     weights: Mapping[str, Weights]
+    moments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def objective(self) -> float:
@@ -73,17 +76,29 @@ def scaled_total(entry: BlockPlan, log_z: Factor) -> Tensor:
 
 
 @torch.no_grad()
-def e_step(plan: Plan, parameters: Mapping[str, Tensor]) -> EStep:
+def e_step(plan: Plan, parameters: Mapping[str, Tensor], lowered: Mapping[int, Any] | None = None) -> EStep:
     """Contract every block at the given parameters.
 
     Args:
         plan: the plan.
         parameters: constrained values.
+        lowered: fast forms of some blocks, by their position in the plan.
     """
-    factors = site_factors(plan, parameters)
     likelihood, prior = 0.0, 0.0
     weights: dict[str, Weights] = {}
-    for entry in plan.blocks:
+    moments: dict[str, Any] = {}
+    slow: list[BlockPlan] = []
+    for i, entry in enumerate(plan.blocks):
+        outcome = lowered[i].run(parameters) if lowered and i in lowered else None
+        if outcome is None:
+            slow.append(entry)
+            continue
+        likelihood += outcome.total
+        moments.update(outcome.moments)
+        weights.update({n: Weights(f, summed) for n, (f, summed) in outcome.weights.items()})
+    sites = [s for entry in slow for s in entry.block.sites] + list(plan.plain)
+    factors = site_factors(plan, parameters, sites)
+    for entry in slow:
         expected: Expected = entry.engine.expected(entry.block, factors)
         likelihood += float(scaled_total(entry, expected.log_z))
         weights.update(expected.weights)
@@ -94,7 +109,7 @@ def e_step(plan: Plan, parameters: Mapping[str, Tensor]) -> EStep:
         else:
             likelihood += total
         weights[site.name] = Weights(site.scale or Factor(torch.ones(()), ()))
-    return EStep(likelihood, prior, weights)
+    return EStep(likelihood, prior, weights, moments)
 
 
 def objective(plan: Plan, parameters: Mapping[str, Tensor], *, prior: bool = True) -> Tensor:

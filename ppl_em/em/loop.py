@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from ppl_em.em.accelerate import extrapolate
 from ppl_em.em.degenerate import collapsed
 from ppl_em.em.e_step import EStep, e_step
+from ppl_em.em.lowering import lower_blocks, prove
 from ppl_em.em.updates import ClosedForm, Gradient, Parameters, Refused
 from ppl_em.em.variants import harden
 from ppl_em.methods import EM
+from ppl_em.mstep.given import LostPrecision
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import Update
 from ppl_em.status import Status
@@ -67,6 +70,7 @@ class Machine:
     settings: EM
     generator: torch.Generator
     updaters: list[ClosedForm | Gradient] = field(default_factory=list)
+    lowered: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._build()
@@ -82,6 +86,7 @@ class Machine:
                     return
             elif update.rule == "gradient":
                 self.updaters.append(Gradient(self.plan, update.parameters, self.settings))
+        self.lowered = lower_blocks(self.plan, self.updaters) if self.settings.e_step == "exact" else {}
 
     def _demote(self, update: Update, why: str) -> None:
         """A refused closed form becomes a gradient step, and the plan says why."""
@@ -96,7 +101,7 @@ class Machine:
 
     def evaluate(self, parameters: Parameters) -> EStep:
         """E-step of the chosen kind."""
-        e = e_step(self.plan, parameters)
+        e = e_step(self.plan, parameters, self.lowered)
         return e if self.settings.e_step == "exact" else harden(self.plan, parameters, e, self.settings.e_step, self.generator)
 
     def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
@@ -104,6 +109,11 @@ class Machine:
         new = dict(parameters)
         for updater in list(self.updaters):
             try:
+                if isinstance(updater, ClosedForm) and not updater.verified:
+                    prove(self.plan, self.lowered, updater, parameters, e)
+                new.update(updater.step(new, e))
+            except LostPrecision:  # the statistics do not suffice: this step is made from the data themselves
+                e = e_step(self.plan, parameters)
                 new.update(updater.step(new, e))
             except Refused as error:
                 assert isinstance(updater, ClosedForm)

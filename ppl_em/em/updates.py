@@ -61,15 +61,22 @@ class ClosedForm:
         Raises:
             Refused: the rule does not apply, or its proposal is not stationary.
         """
-        weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
-        sample = self.assembly.sample(weights, parameters)
-        if not self.verified:
-            self._verify(sample)
+        if all(n in e.moments for n in self.update.sites):
+            sample = self.assembly.sample_of([e.moments[n] for n in self.update.sites], parameters)
+        else:
+            sample = self._weighted(parameters, e)
         self._propose(sample, self.sweeps)
         new = self.assembly.write(sample.proposals, parameters)
         if new is None:
             raise Refused("the same parameter element would have to take two values")
         return new
+
+    def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
+        weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
+        sample = self.assembly.sample(weights, parameters)
+        if not self.verified:
+            self.verify(sample)
+        return sample
 
     def _propose(self, sample: WeightedSample, sweeps: int) -> None:
         try:
@@ -78,7 +85,7 @@ class ClosedForm:
         except NoClosedForm as error:
             raise Refused(str(error)) from error
 
-    def _verify(self, sample: WeightedSample) -> None:
+    def verify(self, sample: WeightedSample) -> None:
         """The claim "closed form" is proven at the first proposal by its KKT conditions."""
         small = _thinned(sample)
         for sweeps in (1, 3, 10):

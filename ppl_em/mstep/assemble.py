@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_em.ir import Factor, Link, Site
 from ppl_em.mstep.block import Argument, Block
+from ppl_em.mstep.given import GivenSample, Statistics
 from ppl_em.mstep.sample import WeightedSample
 
 
@@ -79,7 +80,9 @@ class Assembly:
         masked = set(site.mask.dims) if site.mask is not None else set()
         extra = tuple(d for d in site.inner if d in varying and d not in masked)
         rows = tuple(d for d in (*site.dims, *site.inner) if d in varying and d not in extra)
-        data = tuple(d for d in (*site.dims, *site.inner) if d in site.value.dims and d not in rows and d not in extra)
+        data = tuple(
+            d for d in (*site.dims, *site.inner) if d in site.value.dims and d not in rows and d not in extra
+        )
         return SiteRows(site, rows, extra, data, any(d in rows for d in site.value.dims))
 
     def _row_numbers(self) -> list[Tensor]:
@@ -113,7 +116,9 @@ class Assembly:
 
     def _map(self, name: str, free: frozenset[str]) -> ArgumentMap:
         """Ties of one argument over the rows of all sites."""
-        parameters = sorted({k.parameter for s in self.sites for k in s.arguments[name].links if k.parameter in free})
+        parameters = sorted(
+            {k.parameter for s in self.sites for k in s.arguments[name].links if k.parameter in free}
+        )
         if not parameters:
             return ArgumentMap(None, None, ())
         numbers, columns = [], []
@@ -121,7 +126,10 @@ class Assembly:
         for parameter in parameters:
             offsets[parameter] = total
             total += 1 + max(
-                int(k.index.max()) for s in self.sites for k in s.arguments[name].links if k.parameter == parameter
+                int(k.index.max())
+                for s in self.sites
+                for k in s.arguments[name].links
+                if k.parameter == parameter
             )
         for layout in self.layouts:
             argument = layout.site.arguments[name]
@@ -139,7 +147,9 @@ class Assembly:
             dims = argument.value.dims
             numbers.append(self._expand(layout, number, dims))
             columns.append((self._expand(layout, slope, dims), self._expand(layout, offset, dims)))
-        return self._ties(name, parameters, offsets, torch.cat(numbers), [torch.cat(c) for c in zip(*columns, strict=True)])
+        return self._ties(
+            name, parameters, offsets, torch.cat(numbers), [torch.cat(c) for c in zip(*columns, strict=True)]
+        )
 
     def _ties(
         self, name: str, parameters: list[str], offsets: dict[str, int], numbers: Tensor, affine: list[Tensor]
@@ -161,7 +171,9 @@ class Assembly:
         links = {k.parameter: k for s in self.sites for k in s.arguments[name].links}
         bounds = [*(offsets[p] for p in parameters), int(pattern.max()) + 1]
         for i, parameter in enumerate(parameters):
-            inside = (pattern >= bounds[i]) & (pattern < bounds[i + 1] if i + 1 < len(parameters) else pattern >= 0)
+            inside = (pattern >= bounds[i]) & (
+                pattern < bounds[i + 1] if i + 1 < len(parameters) else pattern >= 0
+            )
             where = inside.reshape(-1).nonzero().squeeze(-1)
             index = pattern.reshape(-1)[where] - bounds[i]
             a = None if plain else slope.reshape(-1)[where]
@@ -187,6 +199,23 @@ class Assembly:
             Block(self._weights(k, *weights[k.site.name]), v, r)
             for k, v, r in zip(self.layouts, self._values, self._rows, strict=True)
         ]
+        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+
+    def sample_of(self, given: Sequence[Statistics], parameters: Mapping[str, Tensor]) -> GivenSample:
+        """The weighted sample whose sufficient statistics were computed elsewhere, one entry for each site."""
+        return GivenSample(self._arguments(parameters), self._rows, given, self.num_rows, self.event_dim)
+
+    def chosen(self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]) -> WeightedSample:
+        """The weighted sample of a choice of the data.
+
+        Args:
+            weights: per site, (R_b, n) weights of the chosen data.
+            data: (n,) their positions among the site's summed data.
+        """
+        blocks = [Block(w, v[data], r) for w, v, r in zip(weights, self._values, self._rows, strict=True)]
+        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+
+    def _arguments(self, parameters: Mapping[str, Tensor]) -> dict[str, Argument]:
         arguments = {}
         for name, tie in self.maps.items():
             rows = []
@@ -194,7 +223,7 @@ class Assembly:
                 argument = layout.site.arguments[name]
                 rows.append(self._expand(layout, argument.evaluate(parameters).detach(), argument.value.dims))
             arguments[name] = Argument(torch.cat(rows), tie.cells, tie.pattern)
-        return WeightedSample(arguments, tuple(blocks), self.num_rows, self.event_dim)
+        return arguments
 
     def _weights(self, layout: SiteRows, weights: Factor, summed: frozenset[str]) -> Tensor:
         site = layout.site
@@ -211,7 +240,9 @@ class Assembly:
         flat = wide.reshape(rows, -1)
         return flat * multiplicity if multiplicity != 1.0 else flat
 
-    def write(self, proposals: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    def write(
+        self, proposals: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
         """Parameters that give the proposed argument values; None if the proposals contradict one another.
 
         Args:

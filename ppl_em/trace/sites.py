@@ -79,10 +79,14 @@ def _value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
     if batch < len(shape):
         value = value.reshape((1,) * (len(shape) - batch) + tuple(value.shape))
         batch = len(shape)
-    # Where neither the value nor an argument varies along a batch dimension, the multiplicity still counts.
+    # Where neither the value nor an argument varies along a dimension that no plate declares, the multiplicity still
+    # counts (plates are expanded by the engines).
     target = list(value.shape)
+    declared = {f.dim for f in record.frames} | {p for (_, p) in layout.batches}
     for axis in range(len(shape)):
         position = batch - len(shape) + axis
+        if axis - len(shape) + record.peeled.inner in declared and axis - len(shape) < -record.peeled.inner:
+            continue
         constant = all(_size(t, record.peeled.event_dims[n], axis - len(shape)) == 1 for n, t in record.peeled.arguments.items())
         if target[position] == 1 and shape[axis] > 1 and constant:
             target[position] = shape[axis]

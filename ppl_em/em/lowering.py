@@ -1,0 +1,75 @@
+"""Which blocks of a plan run in their fast form, and the proof that its M-step is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_em.em.e_step import EStep
+from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Gradient
+from ppl_em.lower.chain import LoweredChain
+from ppl_em.lower.families import LOWERINGS
+from ppl_em.lower.mixture import LoweredMixture
+from ppl_em.plan.plan import Plan
+
+
+def lower_blocks(plan: Plan, updaters: Sequence[ClosedForm | Gradient]) -> dict[int, Any]:
+    """Fast forms of the blocks that admit one, by position in the plan.
+
+    A block's observations are lowered if every parameter that they depend on has a closed form in the expected
+    statistics of these sites alone.
+    """
+    lowered: dict[int, Any] = {}
+    for i, entry in enumerate(plan.blocks):
+        kind = next((k for k in (LoweredMixture, LoweredChain) if k.accepts(entry.block)), None)
+        if kind is None or entry.engine.name not in ("mixture", "chain"):
+            continue
+        names = {s.name for s in entry.block.sites if s.role == "observed"}
+        everything = {s.name for s in entry.block.sites}
+        fits = True
+        for updater in updaters:
+            if isinstance(updater, Gradient):
+                fits &= not {s.name for s in updater.sites} & everything
+                continue
+            touched = set(updater.update.sites) & names
+            if touched:
+                fits &= touched == set(updater.update.sites) and _matches(updater, entry.block)
+        if fits:
+            lowered[i] = kind(entry.block)
+    return lowered
+
+
+def _matches(updater: ClosedForm, block: Any) -> bool:
+    """The rule's rows are the states of the block, its data those of the block."""
+    state = block.names[0] if block.axis is None else block.axis.now
+    data = block.latents[0].plates if block.axis is None else (*block.plates, block.axis.time)
+    if updater.family.__name__ not in LOWERINGS:
+        return False
+    return all(k.rows == (state,) and set(k.data) == set(data) and not k.own for k in updater.assembly.layouts)
+
+
+def prove(
+    plan: Plan, lowered: Mapping[int, Any], updater: ClosedForm, parameters: Mapping[str, Tensor], e: EStep
+) -> None:
+    """Verify a rule's stationarity on a thinned sample, where its weights are not at hand.
+
+    Raises:
+        Refused: the proposal is not stationary.
+    """
+    if not all(n in e.moments for n in updater.update.sites):
+        return
+    for i, entry in enumerate(plan.blocks):
+        if i not in lowered or not {s.name for s in entry.block.sites} >= set(updater.update.sites):
+            continue
+        emission = lowered[i].emission
+        states = emission.num_states
+        keep = max(1, min(emission.num_data, VERIFY_DATA // (states * max(1, emission.width))))
+        rows = torch.linspace(0, emission.num_data - 1, keep).long()
+        generator = torch.Generator().manual_seed(1)
+        # The conditions hold for any weights: random ones prove the rule as well as the posterior's.
+        weights = torch.rand(states, keep, generator=generator, dtype=torch.float64)
+        updater.verify(updater.assembly.chosen([weights] * len(updater.update.sites), rows, parameters))
+        return

@@ -1,0 +1,1 @@
+"""Lowering: exponential-family sites as matrix products of statistics and natural parameters, in cache-sized chunks."""
