@@ -357,7 +357,9 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
     problem = replace(problem, plan=machine.plan)
     outcome = runs.outcomes[best]
     restarts_seen = tuple(
-        Restart(starts[i][0], s.objective, s.status or Status.OUT_OF_STEPS, s.step, i in runs.screened_only)
+        Restart(
+            starts[i][0], s.objective, s.status or Status.OUT_OF_STEPS, s.step, i in runs.screened_only, dict(s.parameters)
+        )
         for i, s in sorted(runs.outcomes.items())
     )
     return FitResult.from_em(problem, outcome, runs.histories[best], restarts_seen, coords or {})

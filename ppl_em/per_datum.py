@@ -18,18 +18,35 @@ def log_prob(plan: Plan, parameters: Mapping[str, Tensor]) -> Tensor:
 
     Scales and weights are left out: this is the density of each datum, whatever it counted in the fit.
     """
+    return contributions(plan, parameters)
+
+
+def separate(plan: Plan) -> bool:
+    """Whether the likelihood is a product over the elements of the outermost data plate."""
+    plate = plan.program.data_plate
+    plain = [s for s in plan.plain if s.point is None]
+    inside = all(plate in e.block.plates for e in plan.blocks) and all(plate in s.plates for s in plain)
+    return plate is not None and inside
+
+
+def contributions(plan: Plan, parameters: Mapping[str, Tensor], *, scaled: bool = False) -> Tensor:
+    """As :func:`log_prob`, differentiable.
+
+    Args:
+        plan: the plan.
+        parameters: constrained values.
+        scaled: with scales and weights applied, as each datum counted in the fit.
+    """
     factors = site_factors(plan, parameters)
     plate = plan.program.data_plate
-    blocks = [(set(e.block.plates), e.engine.log_z(e.block, factors)) for e in plan.blocks]
-    plain = [s for s in plan.plain if s.point is None]
-    separate = plate is not None and all(plate in p for p, _ in blocks) and all(plate in s.plates for s in plain)
-    keep = (plate,) if separate and plate is not None else ()
+    keep = (plate,) if plate is not None and separate(plan) else ()
     sizes = {p: plan.program.plates[p].size for p in plan.program.plates}
+    terms = [(e.block.plates, e.engine.log_z(e.block, factors), e.block.scale) for e in plan.blocks]
+    terms += [(s.plates, factors[s.name], s.scale) for s in plan.plain if s.point is None]
     total = Factor(torch.zeros((), dtype=torch.float64), ())
-    for plates, log_z in blocks:
-        wide = log_z.expand({p: sizes[p] for p in plates})
-        total = total + wide.map(Tensor.double).sum([d for d in wide.dims if d not in keep])
-    for site in plain:
-        wide = factors[site.name].expand({p: sizes[p] for p in site.plates})
-        total = total + wide.map(Tensor.double).sum([d for d in wide.dims if d not in keep])
+    for plates, factor, scale in terms:
+        wide = factor.expand({p: sizes[p] for p in plates}).map(Tensor.double)
+        if scaled and scale is not None:
+            wide = wide * scale.map(Tensor.double)
+        total = total + wide.sum([d for d in wide.dims if d not in keep])
     return total.align(keep)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
@@ -47,3 +48,31 @@ def predict(
                 if record.role == "observed":
                     draws.setdefault(name, []).append(record.value)
     return {name: torch.stack(values) for name, values in draws.items()}
+
+
+def predict_draws(
+    source: Source,
+    parameters: Mapping[str, Tensor],
+    draws: Mapping[str, Tensor],
+    plan: Plan | None,
+    num_samples: int,
+    seed: int | None,
+) -> dict[str, Tensor]:
+    """As :func:`predict`, with other values of the parameters in each sample.
+
+    Args:
+        source: program and data.
+        parameters: constrained values of those that are not drawn.
+        draws: by name, (n, *shape); used in turn.
+        plan: latents are drawn from the posterior under it; None draws them from the program.
+        num_samples: number of draws.
+        seed: of the draws; None draws afresh.
+    """
+    fresh = int(torch.Generator().seed() % 2**31) if seed is None else seed
+    available = min(len(d) for d in draws.values()) if len(draws) else 1
+    samples = []
+    for i in range(num_samples):
+        values = {**parameters, **{n: d[i % available] for n, d in draws.items()}}
+        posterior = None if plan is None else Posterior(plan, values)
+        samples.append(predict(source, values, posterior, 1, fresh + i))
+    return {name: torch.cat([s[name] for s in samples]) for name in samples[0]} if samples else {}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_em import fitted_model
 from ppl_em.arguments import as_tensors
+from ppl_em.diagnostics.queries import Uncertainty
 from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import State
 from ppl_em.errors import NotAvailableYet, PplEmError, message
@@ -37,6 +38,7 @@ class Restart:
         status: how it ended.
         num_steps: evaluations of the EM map.
         screened: it was dropped after a short run because others were ahead.
+        params: constrained values where it ended, point estimates among them; empty in a loaded result.
     """
 
     kind: str
@@ -44,10 +46,11 @@ class Restart:
     status: Status
     num_steps: int
     screened: bool = False
+    params: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
-class FitResult:
+class FitResult(Uncertainty):
     """A fitted program.
 
     Args:
@@ -220,18 +223,21 @@ class FitResult:
             args, kwargs: the model's arguments; the training data if none are given.
             num_samples: number of draws.
             latents: ``"posterior"`` (given the data) or ``"prior"`` (generate).
-            params: ``"point"``; ``"draws"`` adds parameter uncertainty (not available yet).
+            params: ``"point"``, or ``"draws"`` for another draw of the parameters in each sample.
             seed: of the draws; None draws afresh.
 
         Returns:
             By site, (num_samples, *shape of the observed value).
         """
-        from ppl_em.prediction import predict
+        from ppl_em.prediction import predict, predict_draws
 
-        if params != "point":
-            raise NotAvailableYet(message('params="draws" is not available yet', hint='params="point"'))
+        if params not in ("point", "draws"):
+            raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
         if latents not in ("posterior", "prior"):
             raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
+        if params == "draws":
+            plan = self._plan_for(args, kwargs) if latents == "posterior" else None
+            return predict_draws(self._source_for(args, kwargs), self._values, self._draws, plan, num_samples, seed)
         posterior = self.posterior(*args, **kwargs) if latents == "posterior" else None
         return predict(self._source_for(args, kwargs), self._values, posterior, num_samples, seed)
 
@@ -316,30 +322,6 @@ class FitResult:
         if self.log_likelihood is None:
             self._not_yet("an importance-weighted log-likelihood")
         return self._likelihood("log-likelihood"), 0.0
-
-    def standard_errors(self) -> Any:
-        """Standard errors by parameter (not available yet)."""
-        return self._not_yet("standard_errors()")
-
-    def vcov(self) -> Any:
-        """Covariance matrix of the estimates (not available yet)."""
-        return self._not_yet("vcov()")
-
-    def conf_int(self, level: float = 0.95) -> Any:
-        """Confidence intervals (not available yet)."""
-        return self._not_yet("conf_int()")
-
-    def draws(self, n: int) -> Any:
-        """Laplace draws of the parameters (not available yet)."""
-        return self._not_yet("draws()")
-
-    def diagnose(self, checks: Any = None) -> Any:
-        """Checks (not available yet)."""
-        return self._not_yet("diagnose()")
-
-    def report(self, path: str | Path) -> Any:
-        """Report (not available yet)."""
-        return self._not_yet("report()")
 
     def impute(self, *args: Any) -> Any:
         """Completed data (not available yet)."""

@@ -1,0 +1,1 @@
+"""Uncertainty of a fit, and checks of what can be trusted about it."""
