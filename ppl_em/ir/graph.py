@@ -161,7 +161,8 @@ class Site:
         lowered: the density can be evaluated from links alone, without a run of the program.
         members: names of the sites that a stack holds, in time order.
         options: constructor arguments of the family that are not tensors.
-        point: the point-estimated latent whose value this site scores (a prior), or None.
+        point: the latent whose value is given among the parameters and scored by this site (the prior of a point
+            estimate, the density of a sampled latent), or None.
     """
 
     name: str
@@ -223,6 +224,7 @@ class Program:
         unproven: reasons why nothing about this program can be called exact.
         witnesses: evidence for the exactness claim, by name.
         data_plate: the outermost plate around all observations, None where there is none.
+        runner: the enumerated program itself (:class:`ppl_em.trace.enumeration.Enumeration`), to run it on other data.
     """
 
     sites: Mapping[str, Site]
@@ -234,6 +236,7 @@ class Program:
     unproven: tuple[str, ...] = ()
     witnesses: Mapping[str, str] = field(default_factory=dict)
     data_plate: str | None = None
+    runner: Any = None
 
     def leaves(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Differentiable leaves that hold given parameter values.

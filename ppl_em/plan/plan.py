@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_em.errors import PlanError, message
-from ppl_em.ir import Program, Site
+from ppl_em.ir import Latent, Program, Site
 from ppl_em.ir.block import Block
 from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
@@ -179,7 +179,13 @@ class Plan:
 
 
 def make_plan(
-    program: Program, engines: Sequence[Any], lookup: RuleLookup, *, max_bytes: float, method: str = "auto"
+    program: Program,
+    engines: Sequence[Any],
+    lookup: RuleLookup,
+    *,
+    max_bytes: float,
+    method: str = "auto",
+    guided: Collection[str] = (),
 ) -> Plan:
     """Choose an engine for each block of latents and a rule for each parameter.
 
@@ -188,7 +194,8 @@ def make_plan(
         engines: exact engines in order of preference.
         lookup: what the M-step registry knows of a family.
         max_bytes: memory that an E-step may use.
-        method: ``"auto"`` or ``"em"``.
+        method: ``"auto"``, ``"em"`` or ``"svi"``.
+        guided: latents that a guide infers.
 
     Raises:
         PlanError: a block fits no engine within the budget, or ``"em"`` meets a latent that it cannot sum.
@@ -196,17 +203,26 @@ def make_plan(
     approximated, reasons = {}, {}
     points = tuple(n for n, p in program.parameters.items() if p.origin == "site")
     for name, latent in program.latents.items():
-        if latent.kind == "continuous" and name not in points:
-            approximated[name] = "amortised"
-            reasons[name] = "it is continuous and local: no exact engine integrates it"
+        if name in guided:
+            approximated[name], reasons[name] = "guide", "the guide infers it"
+        elif latent.kind == "continuous" and name not in points:
+            approximated[name], reasons[name] = _approximation(program, latent)
     if method == "em" and approximated:
         name = next(iter(approximated))
         raise PlanError(message("exact EM cannot be had", site=name, why=reasons[name], hint='method="svi" or "auto"'))
-    found, plain = find_blocks(program)
+    found, plain = find_blocks(program, guided)
     blocks = tuple(_choose(block, engines, max_bytes) for block in found)
     sites = [s for b in blocks for s in b.block.sites] + plain
     updates = choose_rules(program, sites, lookup)
-    return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, "svi" if approximated else "em")
+    return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, "svi" if approximated or method == "svi" else "em")
+
+
+def _approximation(program: Program, latent: Latent) -> tuple[str, str]:
+    """An encoder serves what lives in a data plate; anything else has variational parameters of its own."""
+    if any(program.plates[p].data for p in latent.plates):
+        return "amortised", "it is continuous and local: no exact engine integrates it"
+    where = "local" if latent.local else "global"
+    return "variational", f"it is continuous and {where}, outside the data plates: a distribution of its own"
 
 
 def _choose(block: Block, engines: Sequence[Any], max_bytes: float) -> BlockPlan:

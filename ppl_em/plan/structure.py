@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
@@ -11,13 +11,17 @@ from ppl_em.ir import Factor, Program, Site
 from ppl_em.ir.block import Block
 
 
-def find_blocks(program: Program) -> tuple[list[Block], list[Site]]:
+def find_blocks(program: Program, guided: Collection[str] = ()) -> tuple[list[Block], list[Site]]:
     """Connected blocks of discrete latents, and the sites that touch none.
+
+    Args:
+        program: the program.
+        guided: discrete latents that a guide infers: they are not summed here.
 
     Raises:
         PlanError: the sites of one block have different scales.
     """
-    summed = [z for z, v in program.latents.items() if v.kind == "discrete"]
+    summed = [z for z, v in program.latents.items() if v.kind == "discrete" and z not in guided]
     root = {z: z for z in summed}
 
     def find(z: str) -> str:
@@ -26,8 +30,9 @@ def find_blocks(program: Program) -> tuple[list[Block], list[Site]]:
             z = root[z]
         return z
 
-    for site in program.sites.values():
-        for a, b in zip(site.scope, site.scope[1:], strict=False):
+    scopes = {n: [z for z in s.scope if z not in guided] for n, s in program.sites.items()}
+    for scope in scopes.values():
+        for a, b in zip(scope, scope[1:], strict=False):
             root[find(a)] = find(b)
     members: dict[str, list[str]] = {}
     for z in summed:
@@ -35,8 +40,8 @@ def find_blocks(program: Program) -> tuple[list[Block], list[Site]]:
     touching: dict[str, list[Site]] = {}
     plain: list[Site] = []
     for site in program.sites.values():
-        if site.scope:
-            touching.setdefault(find(site.scope[0]), []).append(site)
+        if scopes[site.name]:
+            touching.setdefault(find(scopes[site.name][0]), []).append(site)
         else:
             plain.append(site)
     blocks = [_block(program, names, touching.get(key, [])) for key, names in members.items()]
@@ -88,10 +93,10 @@ def _alive(program: Program, names: list[str], sites: list[Site]) -> dict[str, F
     alive: dict[str, Factor | bool] = {z: False for z in names}
     for site in reversed(sites):
         reach: Factor | bool = True if site.mask is None else site.mask
-        if site.role == "latent":
+        if site.role == "latent" and site.name in alive:
             reach = alive[site.name]
         for z in site.scope:
-            if site.role == "latent" and z == site.name:
+            if z not in alive or (site.role == "latent" and z == site.name):
                 continue
             alive[z] = _either(alive[z], _onto(reach, program.latents[z].plates))
     masks = {z: m for z, v in alive.items() if isinstance(m := v, Factor) and not bool(m.tensor.all())}

@@ -25,7 +25,8 @@ class Enumeration:
         layout: registers of the summed latents.
         summed: discrete latents by name.
         points: global continuous latents, given among the parameters.
-        local: values of local continuous latents (conditioned on, not summed).
+        local: values of continuous latents that are neither summed nor points (conditioned on).
+        scopes: summed latents on which each site depends.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Enumeration:
         summed: Mapping[str, Latent],
         points: tuple[str, ...],
         local: Mapping[str, Tensor],
+        scopes: Mapping[str, tuple[str, ...]],
     ) -> None:
         self.source, self.layout, self.summed, self.points, self.local = source, layout, summed, points, local
+        self.scopes = scopes
 
     def run(self, parameters: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None) -> dict[str, Record]:
         """Run the program; latents take the given values, else all their values along their register.

@@ -48,7 +48,12 @@ def link_arguments(
         enumeration: runs the program.
         expected: each site's log-factor in a run at the initial parameters.
     """
-    keys = [(n, a) for n, s in sites.items() for a, argument in s.arguments.items() if argument.sources]
+    keys = [
+        (n, a)
+        for n, s in sites.items()
+        for a, argument in s.arguments.items()
+        if argument.sources and argument.sources <= set(parameters)
+    ]
     links: dict[Key, tuple[Link, ...]] = {}
     if keys:
         generator = torch.Generator().manual_seed(20261)
@@ -66,7 +71,7 @@ def link_arguments(
                 normalised = site.family is not None and site.family.__name__ in NORMALISED
                 sources = sorted(site.arguments[key[1]].sources)
                 links[key] = find_links(first[key], second[key], sources, normalised)
-    start = {n: p.init for n, p in parameters.items()}
+    start = {**enumeration.local, **{n: p.init for n, p in parameters.items()}}
     return {name: _finish(site, links, start, expected[name]) for name, site in sites.items()}
 
 

@@ -47,6 +47,8 @@ def trace_program(
     freeze: tuple[str, ...] = (),
     max_elements: float = 2e8,
     witness: bool = True,
+    variational: frozenset[str] = frozenset(),
+    coupled: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Program:
     """Trace a program.
 
@@ -56,6 +58,8 @@ def trace_program(
         freeze: names of parameters and globals that are held fixed.
         max_elements: largest enumerated log-factor that may be allocated, in elements.
         witness: replay the program with given latents and compare (evidence for exactness).
+        variational: global continuous latents that get a distribution in place of a point estimate.
+        coupled: discrete latents on which a guide's draw of a continuous latent depends, by continuous latent.
 
     Raises:
         ModelError: the program cannot be read.
@@ -68,14 +72,15 @@ def trace_program(
         check_observations(first.records)
         latents = classify(first.records)
         warn_unregistered(first, source.model)
-        points = tuple(z for z, v in latents.items() if v.kind == "continuous" and not v.local)
+        continuous = [z for z, v in latents.items() if v.kind == "continuous"]
+        points = tuple(z for z in continuous if not latents[z].local and z not in variational)
         parameters = _parameters(first, points, values or {}, freeze)
         summed = {z: v for z, v in latents.items() if v.kind == "discrete"}
         escapes = _escapes(first, summed)
-        scopes = _scopes(first.records, summed)
+        scopes = _scopes(first.records, summed, coupled or {})
         _check_budget(first.records, scopes, summed, max_elements)
         layout = allocate(first.records, scopes, {z: v.cardinality for z, v in summed.items()})
-        enumeration = Enumeration(source, layout, summed, points, _local_values(first, latents, points))
+        enumeration = Enumeration(source, layout, summed, points, _local_values(first, latents, points), scopes)
         program = _assemble(first, latents, summed, parameters, scopes, layout, enumeration, points)
         unproven = list(escapes)
         for name, record in first.records.items():
@@ -141,10 +146,13 @@ def _escapes(run: Run, summed: Mapping[str, Latent]) -> list[str]:
     return []
 
 
-def _scopes(records: Mapping[str, Record], summed: Mapping[str, Latent]) -> dict[str, tuple[str, ...]]:
+def _scopes(
+    records: Mapping[str, Record], summed: Mapping[str, Latent], coupled: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[str, ...]]:
     scopes = {}
     for name, record in records.items():
         found = {m[7:] for m in record.marks if m.startswith("latent:")} | ({name} if record.role == "latent" else set())
+        found.update(z for u in tuple(found) for z in coupled.get(u, ()))
         scopes[name] = tuple(z for z in summed if z in found)
     return scopes
 
@@ -206,7 +214,8 @@ def _assemble(
     enumeration: Enumeration,
     points: tuple[str, ...],
 ) -> Program:
-    sources = frozenset(f"param:{n}" for n in parameters) | frozenset(f"latent:{n}" for n in points)
+    given = points + tuple(enumeration.local)  # latents whose values are handed in, not summed
+    sources = frozenset(f"param:{n}" for n in parameters) | frozenset(f"latent:{n}" for n in given)
     start = {n: p.init for n, p in parameters.items()}
     records = {n: fill_masked(r) for n, r in enumeration.run(start).items()}
     if set(records) != set(first.records):
@@ -215,10 +224,8 @@ def _assemble(
     plates = _plates(first.records, layout)
     sites: dict[str, Site] = {}
     for name, record in records.items():
-        if latents.get(name) is not None and latents[name].kind == "continuous" and name not in points:
-            continue
         marks = first.records[name]
-        sites[name] = build_site(record, marks, scopes[name], layout, plates, sources, summed, points)
+        sites[name] = build_site(record, marks, scopes[name], layout, plates, sources, summed, given)
     expected = {n: site_log_factor(records[n], s, layout, scopes[n]) for n, s in sites.items()}
     sites = link_arguments(sites, parameters, enumeration, layout, scopes, expected)
     for name, latent in summed.items():
@@ -233,7 +240,9 @@ def _assemble(
 
     witnesses = {"provenance": "scopes followed through every torch operation"}
     outermost = _data_plate(first.records, sites, plates)
-    return Program(sites, latents, plates, parameters, evaluate, witnesses=witnesses, data_plate=outermost)
+    return Program(
+        sites, latents, plates, parameters, evaluate, witnesses=witnesses, data_plate=outermost, runner=enumeration
+    )
 
 
 def _data_plate(records: Mapping[str, Record], sites: Mapping[str, Site], plates: Mapping[str, Plate]) -> str | None:
