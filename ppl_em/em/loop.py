@@ -118,7 +118,7 @@ class Machine:
             except Refused as error:
                 assert isinstance(updater, ClosedForm)
                 self._demote(updater.update, str(error))
-                return self.maximise(parameters, e)
+                return self.maximise(parameters, self.evaluate(parameters) if e.moments else e)
         return new
 
 

@@ -15,6 +15,9 @@ from ppl_em.lower.families import LOWERINGS
 from ppl_em.lower.mixture import LoweredMixture
 from ppl_em.plan.plan import Plan
 
+#: Data that a rule is verified on at least: scatter matrices need more data than dimensions.
+MIN_VERIFY = 1000
+
 
 def lower_blocks(plan: Plan, updaters: Sequence[ClosedForm | Gradient]) -> dict[int, Any]:
     """Fast forms of the blocks that admit one, by position in the plan.
@@ -66,7 +69,7 @@ def prove(
             continue
         emission = lowered[i].emission
         states = emission.num_states
-        keep = max(1, min(emission.num_data, VERIFY_DATA // (states * max(1, emission.width))))
+        keep = min(emission.num_data, max(MIN_VERIFY, VERIFY_DATA // (states * emission.width)))
         rows = torch.linspace(0, emission.num_data - 1, keep).long()
         generator = torch.Generator().manual_seed(1)
         # The conditions hold for any weights: random ones prove the rule as well as the posterior's.
