@@ -39,9 +39,9 @@ def to_arviz(result: FitResult) -> Any:
     The groups are ``point_estimate`` (parameters and point-estimated latents), ``observed_data``,
     ``log_likelihood`` (per datum, at the estimate), ``posterior_latent`` (probabilities of the states of
     discrete latents), ``posterior_predictive``, ``em_trace`` and ``em_restarts``. A point estimate is not
-    repeated as draws: there is no group ``posterior`` without draws of the parameters. Sites ``x_0 … x_T`` are
-    one variable ``x`` with the dimension ``x_time``. Of a loaded result without data there are only the groups
-    that need none.
+    repeated as draws: there is no group ``posterior`` without draws of the parameters. Sites ``x_0 … x_T``
+    are one variable ``x`` with the dimension ``x_time``. Of a loaded result without data there are only the
+    groups that need none.
 
     Args:
         result: A fit.
