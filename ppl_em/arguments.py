@@ -26,7 +26,9 @@ def as_tensors(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
         bad = [str(c) for c in value.columns if not pd.api.types.is_numeric_dtype(value[c])]
         if bad:
-            raise DataError(message("columns are not numeric", value=", ".join(bad), hint="df.select_dtypes('number')"))
+            raise DataError(
+                message("columns are not numeric", value=", ".join(bad), hint="df.select_dtypes('number')")
+            )
         return _tensor(value.to_numpy())
     if isinstance(value, (pd.Series, pd.Index)):
         if not pd.api.types.is_numeric_dtype(value):
@@ -47,7 +49,9 @@ def as_tensors(value: Any) -> Any:
 
 def _tensor(array: np.ndarray) -> Tensor:
     if array.dtype == object:
-        raise DataError(message("an array of Python objects is not data", value=array.dtype, hint="array.astype(float)"))
+        raise DataError(
+            message("an array of Python objects is not data", value=array.dtype, hint="array.astype(float)")
+        )
     if array.dtype.kind == "b":
         return torch.tensor(array)
     if array.dtype.kind in "iu":

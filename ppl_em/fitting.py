@@ -132,12 +132,24 @@ def fit(
         0.75
     """
     if checkpoint is not None:
-        raise NotAvailableYet(message("checkpoints are not available yet", hint="result.save(path) after the fit"))
+        raise NotAvailableYet(
+            message("checkpoints are not available yet", hint="result.save(path) after the fit")
+        )
     problem = _problem(
-        model, args, guide=guide, method=method, init=init, freeze=freeze, weights=weights, model_kwargs=model_kwargs, seed=seed
+        model,
+        args,
+        guide=guide,
+        method=method,
+        init=init,
+        freeze=freeze,
+        weights=weights,
+        model_kwargs=model_kwargs,
+        seed=seed,
     )
     if problem.plan.method == "svi":
-        raise NotAvailableYet(message("variational inference is not available yet", value=", ".join(problem.plan.approximated)))
+        raise NotAvailableYet(
+            message("variational inference is not available yet", value=", ".join(problem.plan.approximated))
+        )
     if verify:
         from ppl_em.verify import verify_plan
 
@@ -169,7 +181,9 @@ class Iterate:
         """Exact posterior over the latents at these values."""
         return Posterior(self.plan, self.params)
 
-    def terms(self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+    def terms(
+        self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """The two readings of the bound, see :meth:`FitResult.terms`."""
         return terms(self.plan, {**self.params, **dict(params or {})}, {**self.params, **dict(q or {})})
 
@@ -190,7 +204,13 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Iterate]:
         start = _starts(problem, machine, 1)[0][1]
     for state in _isolated_states(machine, start, problem.seed):
         yield Iterate(
-            state.step, state.parameters, state.objective, state.log_likelihood, state.log_prior, state.status, state.plan
+            state.step,
+            state.parameters,
+            state.objective,
+            state.log_likelihood,
+            state.log_prior,
+            state.status,
+            state.plan,
         )
 
 
@@ -216,7 +236,11 @@ def _accepted(options: dict[str, Any]) -> dict[str, Any]:
 def _settings(method: Any) -> tuple[EM, SVI, Auto, str]:
     if isinstance(method, str):
         if method not in ("auto", "em", "svi"):
-            raise PlanError(message("unknown method", value=method, hint='"auto", "em", "svi", EM(...), SVI(...), Auto(...)'))
+            raise PlanError(
+                message(
+                    "unknown method", value=method, hint='"auto", "em", "svi", EM(...), SVI(...), Auto(...)'
+                )
+            )
         return EM(), SVI(), Auto(), method
     if isinstance(method, EM):
         return method, SVI(), Auto(em=method), "em"
@@ -224,7 +248,13 @@ def _settings(method: Any) -> tuple[EM, SVI, Auto, str]:
         return EM(), method, Auto(svi=method), "svi"
     if isinstance(method, Auto):
         return method.em, method.svi, method, "auto"
-    raise PlanError(message("unknown method", value=type(method).__name__, hint='"auto", "em", "svi", EM(...), SVI(...), Auto(...)'))
+    raise PlanError(
+        message(
+            "unknown method",
+            value=type(method).__name__,
+            hint='"auto", "em", "svi", EM(...), SVI(...), Auto(...)',
+        )
+    )
 
 
 def rule_lookup(family: type) -> str | None:
@@ -256,12 +286,16 @@ def _problem(
     seed: int = 0,
 ) -> Problem:
     if not callable(model):
-        raise ModelError(message("the model is not callable", value=type(model).__name__, hint="fit(model, *args)"))
+        raise ModelError(
+            message("the model is not callable", value=type(model).__name__, hint="fit(model, *args)")
+        )
     em, svi, auto, kind = _settings(method)
     if guide is not None or kind == "svi":
         raise NotAvailableYet(message("variational inference is not available yet"))
     if em.globals == "variational":
-        raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint='globals="point"'))
+        raise NotAvailableYet(
+            message('EM(globals="variational") is not available yet', hint='globals="point"')
+        )
     kwargs = dict(model_kwargs or {})
     columns = column_names(args, kwargs)
     source = Source(model, as_tensors(args), as_tensors(kwargs), seed)
@@ -283,7 +317,11 @@ def _initial_values(init: Any) -> tuple[dict[str, Tensor], Any]:
     if isinstance(init, Mapping):
         return {n: torch.as_tensor(as_tensors(v)).detach() for n, v in init.items()}, "params"
     if init not in ("auto", "params", "data"):
-        raise PlanError(message("unknown init", value=init, hint='"auto", "params", "data", a dict of values, or a result'))
+        raise PlanError(
+            message(
+                "unknown init", value=init, hint='"auto", "params", "data", a dict of values, or a result'
+            )
+        )
     return {}, init
 
 
@@ -292,11 +330,17 @@ def _check_values(program: Program, values: Mapping[str, Tensor]) -> None:
         parameter = program.parameters.get(name)
         if parameter is None:
             raise ModelError(
-                message("init names something that is not estimated", site=name, hint=f"one of {sorted(program.parameters)}")
+                message(
+                    "init names something that is not estimated",
+                    site=name,
+                    hint=f"one of {sorted(program.parameters)}",
+                )
             )
         inside = parameter.constraint.check(value)
         if not bool(torch.as_tensor(inside).all()) and not bool(torch.isclose(value, parameter.init).all()):
-            raise ModelError(message("the initial value is outside the constraint", site=name, value=parameter.constraint))
+            raise ModelError(
+                message("the initial value is outside the constraint", site=name, value=parameter.constraint)
+            )
 
 
 def _weighted(program: Program, weights: Tensor) -> Program:
@@ -305,7 +349,14 @@ def _weighted(program: Program, weights: Tensor) -> Program:
         raise ModelError(message("weights need an outermost data plate", hint="pyro.plate around the data"))
     size = program.plates[plate].size
     if weights.shape != (size,):
-        raise ModelError(message("weights must have one element per datum", site=plate, value=tuple(weights.shape), why=f"the plate has {size}"))
+        raise ModelError(
+            message(
+                "weights must have one element per datum",
+                site=plate,
+                value=tuple(weights.shape),
+                why=f"the plate has {size}",
+            )
+        )
     if bool((weights < 0).any()) or not bool(torch.isfinite(weights).all()):
         raise ModelError(message("weights must be finite and non-negative", site=plate))
     factor = Factor(weights.to(torch.get_default_dtype()), (plate,))
@@ -324,7 +375,9 @@ def _starts(problem: Problem, machine: Machine, count: int) -> list[tuple[str, d
     for i in range(count):
         generator = torch.Generator().manual_seed(problem.seed * 7919 + i)
         if init == "params" or not has_latents:
-            starts.append(("params", base) if i == 0 else ("perturbed", perturb(problem.plan, base, generator, 0.5)))
+            starts.append(
+                ("params", base) if i == 0 else ("perturbed", perturb(problem.plan, base, generator, 0.5))
+            )
         elif init == "auto" and i == 1:
             starts.append(("params", perturb(problem.plan, base, generator, 0.05)))
         else:
@@ -336,7 +389,9 @@ def _starts(problem: Problem, machine: Machine, count: int) -> list[tuple[str, d
     return starts
 
 
-def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any] | None) -> FitResult:
+def _fit_em(
+    problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any] | None
+) -> FitResult:
     explicit = restarts is not None
     if restarts is not None and restarts < 1:
         raise PlanError(message("restarts must be at least 1", value=restarts))
@@ -345,7 +400,12 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
     with isolated(problem.seed), Progress(progress, count) as bar:
         machine = Machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = _starts(problem, machine, count)
-        screen = not explicit and count > SCREEN_KEEP and problem.em.max_steps > SCREEN_STEPS and problem.em.callback is None
+        screen = (
+            not explicit
+            and count > SCREEN_KEEP
+            and problem.em.max_steps > SCREEN_STEPS
+            and problem.em.callback is None
+        )
         runs = _Runs(problem, machine, bar)
         order = runs.screen(starts) if screen else list(range(count))
         for i in order:
@@ -358,7 +418,12 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
     outcome = runs.outcomes[best]
     restarts_seen = tuple(
         Restart(
-            starts[i][0], s.objective, s.status or Status.OUT_OF_STEPS, s.step, i in runs.screened_only, dict(s.parameters)
+            starts[i][0],
+            s.objective,
+            s.status or Status.OUT_OF_STEPS,
+            s.step,
+            i in runs.screened_only,
+            dict(s.parameters),
         )
         for i, s in sorted(runs.outcomes.items())
     )
@@ -391,7 +456,9 @@ class _Runs:
             if len(chosen) < SCREEN_KEEP and not same:
                 chosen.append(i)
         pending = [i for i in chosen if self.outcomes[i].status is Status.OUT_OF_STEPS]
-        self.screened_only = {i for i in self.outcomes if self.outcomes[i].status is Status.OUT_OF_STEPS} - set(pending)
+        self.screened_only = {
+            i for i in self.outcomes if self.outcomes[i].status is Status.OUT_OF_STEPS
+        } - set(pending)
         return pending
 
     def complete(self, index: int, start: tuple[str, dict[str, Tensor]]) -> None:

@@ -48,7 +48,9 @@ class Posterior:
 
     def _block(self, name: str) -> BlockPosterior:
         if name not in self._home:
-            raise PplEmError(message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}"))
+            raise PplEmError(
+                message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}")
+            )
         return self._at(self._home[name])
 
     def _at(self, index: int) -> BlockPosterior:
@@ -92,7 +94,9 @@ class Posterior:
 
     def mode(self) -> dict[str, Tensor]:
         """The jointly most probable assignment (Viterbi on a chain): values by site, shaped by plates."""
-        return self._values({z: f for i in range(len(self.plan.blocks)) for z, f in self._at(i).mode().items()})
+        return self._values(
+            {z: f for i in range(len(self.plan.blocks)) for z, f in self._at(i).mode().items()}
+        )
 
     def sample(self, num_samples: int = 1, seed: int | None = None) -> dict[str, Tensor]:
         """Exact joint draws of all latents.
@@ -139,7 +143,10 @@ class Posterior:
             joint = torch.zeros((), dtype=torch.float64)
             for site in block.sites:
                 joint = joint + _score(block, site.name, self._factors[site.name], chosen)
-            total += float(joint - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum())
+            total += float(
+                joint
+                - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum()
+            )
         return total
 
     # chains --------------------------------------------------------------------------------------------------
@@ -170,7 +177,11 @@ class Posterior:
             )
             if matches and isinstance(posterior, ChainPosterior):
                 return posterior
-        raise PplEmError(message("no chain of this name", site=name or "", hint="the family's name, e.g. 'z' for z_0, z_1, …"))
+        raise PplEmError(
+            message(
+                "no chain of this name", site=name or "", hint="the family's name, e.g. 'z' for z_0, z_1, …"
+            )
+        )
 
 
 def _score(block: Any, site: str, factor: Factor, chosen: Mapping[str, Factor]) -> Tensor:
@@ -182,10 +193,14 @@ def _score(block: Any, site: str, factor: Factor, chosen: Mapping[str, Factor]) 
         return value.expand({p: block.sizes[p] for p in entry.plates}).tensor.double().sum()
     times = block.times[site].tolist()
     dims = (*block.plates, axis.time)
-    now = Factor(torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates)), dims)
+    now = Factor(
+        torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates)), dims
+    )
     index = {axis.now: now}
     if axis.before in entry.scope:
-        before = torch.stack([chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates))
+        before = torch.stack(
+            [chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates)
+        )
         index[axis.before] = Factor(before, dims)
     factor = factor if axis.time in factor.dims or axis.now not in factor.dims else factor
     value = lookup(factor, {d: f for d, f in index.items() if d in factor.dims})
@@ -196,7 +211,11 @@ def _score(block: Any, site: str, factor: Factor, chosen: Mapping[str, Factor]) 
 def _distribution(latent: Latent, probs: Tensor) -> Any:
     support = latent.support
     assert support is not None
-    if latent.event_shape and support.shape == (support.shape[0], support.shape[0]) and bool((support.sum(-1) == 1).all()):
+    if (
+        latent.event_shape
+        and support.shape == (support.shape[0], support.shape[0])
+        and bool((support.sum(-1) == 1).all())
+    ):
         return dist.OneHotCategorical(probs=probs)
     if not latent.event_shape and support.is_floating_point() and support.tolist() == [0.0, 1.0]:
         return dist.Bernoulli(probs=probs[..., 1])

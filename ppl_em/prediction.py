@@ -16,7 +16,11 @@ from ppl_em.trace.tracing import Source
 
 
 def predict(
-    source: Source, parameters: Mapping[str, Tensor], posterior: Posterior | None, num_samples: int, seed: int | None
+    source: Source,
+    parameters: Mapping[str, Tensor],
+    posterior: Posterior | None,
+    num_samples: int,
+    seed: int | None,
 ) -> dict[str, Tensor]:
     """Draws of every observed site.
 
@@ -43,7 +47,9 @@ def predict(
                     return parameters[name]
                 return fn.sample()
 
-            run = run_program(source.model, source.args, source.kwargs, assign=assign, parameters=parameters, unobserve=True)
+            run = run_program(
+                source.model, source.args, source.kwargs, assign=assign, parameters=parameters, unobserve=True
+            )
             for name, record in run.records.items():
                 if record.role == "observed":
                     draws.setdefault(name, []).append(record.value)

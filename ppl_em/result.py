@@ -95,7 +95,12 @@ class FitResult(Uncertainty):
 
     @classmethod
     def from_em(
-        cls, problem: Problem, outcome: State, history: list[float], restarts: tuple[Restart, ...], coords: Mapping[str, Any]
+        cls,
+        problem: Problem,
+        outcome: State,
+        history: list[float],
+        restarts: tuple[Restart, ...],
+        coords: Mapping[str, Any],
     ) -> FitResult:
         """The result of exact EM from the best start's last state."""
         program = problem.plan.program
@@ -157,7 +162,9 @@ class FitResult(Uncertainty):
 
     def _likelihood(self, name: str) -> float:
         if self.log_likelihood is None:
-            raise PplEmError(message(f"{name} needs an exact log-likelihood", hint="estimate_log_likelihood()"))
+            raise PplEmError(
+                message(f"{name} needs an exact log-likelihood", hint="estimate_log_likelihood()")
+            )
         return self.log_likelihood
 
     # queries -------------------------------------------------------------------------------------------------
@@ -175,7 +182,9 @@ class FitResult(Uncertainty):
             if isinstance(self.plan, Plan):
                 return self.plan
             if self._source is None:
-                raise PplEmError(message("the training data are not at hand", hint="passing the data: result.posterior(x)"))
+                raise PplEmError(
+                    message("the training data are not at hand", hint="passing the data: result.posterior(x)")
+                )
         source = self._source_for(args, kwargs)
         program = trace_program(source, values=self._values, freeze=(), witness=False)
         return make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
@@ -237,11 +246,15 @@ class FitResult(Uncertainty):
             raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
         if params == "draws":
             plan = self._plan_for(args, kwargs) if latents == "posterior" else None
-            return predict_draws(self._source_for(args, kwargs), self._values, self._draws, plan, num_samples, seed)
+            return predict_draws(
+                self._source_for(args, kwargs), self._values, self._draws, plan, num_samples, seed
+            )
         posterior = self.posterior(*args, **kwargs) if latents == "posterior" else None
         return predict(self._source_for(args, kwargs), self._values, posterior, num_samples, seed)
 
-    def terms(self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None) -> dict[str, float]:
+    def terms(
+        self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """The two readings of the bound at parameters θ = ``params`` and q = the posterior at parameters ``q``.
 
         Args:
@@ -343,7 +356,9 @@ class FitResult(Uncertainty):
         import html
 
         table = self.summary()
-        return f"<div><p>{html.escape(str(self)).replace(chr(10), '<br>')}</p>{table.to_html(max_rows=40)}</div>"
+        return (
+            f"<div><p>{html.escape(str(self)).replace(chr(10), '<br>')}</p>{table.to_html(max_rows=40)}</div>"
+        )
 
 
 def _observations(plan: Plan) -> int:

@@ -126,10 +126,23 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         header = json.loads((path / JSON).read_text(encoding="utf-8"))
         tensors = load_file(str(path / TENSORS))
     except (OSError, ValueError) as error:
-        raise FileError(message("no readable result", value=path, why=str(error), hint="the directory given to save()")) from error
+        raise FileError(
+            message("no readable result", value=path, why=str(error), hint="the directory given to save()")
+        ) from error
     if header.get("format") != FORMAT:
-        raise FileError(message("the result has another format", value=header.get("format"), why=f"this version reads {FORMAT}"))
-    groups: dict[str, dict[str, Tensor]] = {"params": {}, "point_estimates": {}, "guide_params": {}, "args": {}}
+        raise FileError(
+            message(
+                "the result has another format",
+                value=header.get("format"),
+                why=f"this version reads {FORMAT}",
+            )
+        )
+    groups: dict[str, dict[str, Tensor]] = {
+        "params": {},
+        "point_estimates": {},
+        "guide_params": {},
+        "args": {},
+    }
     for key, value in tensors.items():
         group, _, name = key.partition("/")
         if group in groups:

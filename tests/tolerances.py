@@ -24,6 +24,9 @@ STATIONARY = 1e-6
 TRAJECTORY = 1e-8
 """An EM trajectory against a peer's, per iteration, in average nats per observation."""
 
+TRAJECTORY_FLOAT32 = 1e-7
+"""As TRAJECTORY, against a peer that computes in float32."""
+
 PUBLISHED = 1e-3
 """A maximum against a published one (nats)."""
 

@@ -113,6 +113,7 @@ def _simplex(name: str, value: Tensor) -> Chart:
     """Log-ratios to the largest element of each row, over the elements that are not zero."""
     rows = value.reshape(-1, value.shape[-1])
     active = rows > BOUNDARY
+    active = active & (active.sum(-1, keepdim=True) > 1)
     largest = torch.nn.functional.one_hot(rows.argmax(-1), rows.shape[-1]).bool()
     where = (active & ~largest).reshape(-1).nonzero()[:, 0]
     logs = torch.where(active, rows, torch.ones_like(rows)).log().reshape(-1)

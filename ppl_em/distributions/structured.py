@@ -82,7 +82,7 @@ class StructuredDistribution(TorchDistribution):
         """
         counts = self._counts(value, weights)
         if not all(bool(count.isfinite().all()) for count in counts.values()):
-            # A derivative can exceed the range of float32 where the count, at most the number of uses, does not.
+            # A derivative can exceed the range of float32 although the count is at most the number of uses.
             wide = self._with_arguments({name: getattr(self, name).double() for name in self.counted})
             found = wide._counts(value, weights)
             counts = {name: count.to(counts[name].dtype) for name, count in found.items()}

@@ -36,7 +36,9 @@ class EStep:
         return self.log_likelihood + self.log_prior
 
 
-def site_factors(plan: Plan, parameters: Mapping[str, Tensor], sites: list[Site] | None = None) -> dict[str, Factor]:
+def site_factors(
+    plan: Plan, parameters: Mapping[str, Tensor], sites: list[Site] | None = None
+) -> dict[str, Factor]:
     """Log-factor of each (stacked) site: from links where possible, else from one run of the program."""
     sites = plan.sites() if sites is None else sites
     factors = {s.name: s.log_factor(parameters) for s in sites if s.lowered}
@@ -135,9 +137,14 @@ def expected_log_joint(
     total = torch.zeros((), dtype=torch.float64)
     for site in sites:
         known = weights[site.name]
-        dims = [d for d in (*site.dims, *known.factor.dims) if d not in known.summed or d in known.factor.dims]
+        dims = [
+            d for d in (*site.dims, *known.factor.dims) if d not in known.summed or d in known.factor.dims
+        ]
         factor = factors[site.name].expand({d: sizes[d] for d in dict.fromkeys(dims) if d in sizes})
-        factor = Factor(torch.where(torch.isfinite(factor.tensor), factor.tensor, torch.full_like(factor.tensor, -1e30)), factor.dims)
+        factor = Factor(
+            torch.where(torch.isfinite(factor.tensor), factor.tensor, torch.full_like(factor.tensor, -1e30)),
+            factor.dims,
+        )
         product = factor * known.factor.map(lambda t: t.to(factor.tensor.dtype))
         total = total + product.tensor.double().sum()
     return total

@@ -102,7 +102,11 @@ class Machine:
     def evaluate(self, parameters: Parameters) -> EStep:
         """E-step of the chosen kind."""
         e = e_step(self.plan, parameters, self.lowered)
-        return e if self.settings.e_step == "exact" else harden(self.plan, parameters, e, self.settings.e_step, self.generator)
+        return (
+            e
+            if self.settings.e_step == "exact"
+            else harden(self.plan, parameters, e, self.settings.e_step, self.generator)
+        )
 
     def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
         """M-step: every group in turn, each at the newest values of the others."""
@@ -136,7 +140,9 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         yield replace(state, status=Status.NON_FINITE)
         return
     if settings.max_steps == 0 or not machine.updaters:
-        yield replace(state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0)
+        yield replace(
+            state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0
+        )
         return
     stopping = Stopping(settings.tol, state.objective)
     recent: list[Parameters] = [start]
@@ -209,7 +215,9 @@ def _terminal(machine: Machine, previous: State, state: State) -> tuple[Status |
     where = collapsed(machine.plan, state.parameters)
     if where:
         return Status.DEGENERATE, where
-    slack = ROUNDING * (1 + abs(previous.objective)) if _double(state) else 1e-4 * (1 + abs(previous.objective))
+    slack = (
+        ROUNDING * (1 + abs(previous.objective)) if _double(state) else 1e-4 * (1 + abs(previous.objective))
+    )
     if machine.settings.e_step == "exact" and state.objective < previous.objective - slack:
         return Status.NOT_MONOTONE, f"by {previous.objective - state.objective:.3g} nats at step {state.step}"
     return None, ""
@@ -221,7 +229,12 @@ def _double(state: State) -> bool:
 
 def _numerical(error: Exception) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.linalg.LinAlgError) or "cholesky" in text or "singular" in text or "positive" in text
+    return (
+        isinstance(error, torch.linalg.LinAlgError)
+        or "cholesky" in text
+        or "singular" in text
+        or "positive" in text
+    )
 
 
 class Stopping:

@@ -40,11 +40,17 @@ def data_start(machine: Machine, base: Parameters, generator: torch.Generator, k
     weights: dict[str, Weights] = {s.name: Weights(s.scale or Factor(torch.ones(()), ())) for s in plan.plain}
     for entry in plan.blocks:
         weights.update(_block_weights(entry.engine, entry.block, generator, kind))
-    return machine.maximise(perturb(plan, base, generator, 0.1, only_gradient=machine), EStep(0.0, 0.0, weights))
+    return machine.maximise(
+        perturb(plan, base, generator, 0.1, only_gradient=machine), EStep(0.0, 0.0, weights)
+    )
 
 
 def perturb(
-    plan: Plan, base: Parameters, generator: torch.Generator, size: float, only_gradient: Machine | None = None
+    plan: Plan,
+    base: Parameters,
+    generator: torch.Generator,
+    size: float,
+    only_gradient: Machine | None = None,
 ) -> Parameters:
     """Values moved at random in unconstrained space, so that no two components stay identical.
 
@@ -71,7 +77,9 @@ def perturb(
     return moved
 
 
-def _block_weights(engine: object, block: Block, generator: torch.Generator, kind: str) -> Mapping[str, Weights]:
+def _block_weights(
+    engine: object, block: Block, generator: torch.Generator, kind: str
+) -> Mapping[str, Weights]:
     """Expected weights of a block whose observations are replaced by soft cluster labels."""
     stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
     unary = _labelled_site(block)
@@ -121,9 +129,13 @@ def _labels(
     if kind == "random":
         return torch.randint(size, shape, generator=generator)
     observed = [
-        s for s in block.sites if s.role == "observed" and s.scope == (state,) and set(dims) <= set(s.value.dims) and s.mask is None
+        s
+        for s in block.sites
+        if s.role == "observed" and s.scope == (state,) and set(dims) <= set(s.value.dims) and s.mask is None
     ] or [site]
-    columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [_features(site, dims, shape)]
+    columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [
+        _features(site, dims, shape)
+    ]
     features = torch.cat(columns, 1)
     spread = features.std(0)
     features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -149,13 +161,19 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
 def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10) -> Tensor:
     """Labels (N,) of Lloyd's algorithm from a k-means++ seeding, on features (N, F)."""
     count = len(features)
-    picked = torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
+    picked = (
+        torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
+    )
     seen = features[picked]
     centres = seen[torch.randint(len(seen), (1,), generator=generator)]
     for _ in range(clusters - 1):
         gap = torch.cdist(seen, centres).square().amin(1)
         total = float(gap.sum())
-        pick = torch.multinomial(gap, 1, generator=generator) if total > 0 else torch.randint(len(seen), (1,), generator=generator)
+        pick = (
+            torch.multinomial(gap, 1, generator=generator)
+            if total > 0
+            else torch.randint(len(seen), (1,), generator=generator)
+        )
         centres = torch.cat([centres, seen[pick]])
     for _ in range(steps):
         labels = torch.cdist(seen, centres).argmin(1)

@@ -97,7 +97,9 @@ class ClosedForm:
                 break
         else:
             if self.rule.exact != "ascent":
-                raise Refused(f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})")
+                raise Refused(
+                    f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})"
+                )
         self.verified = True
 
 
@@ -135,7 +137,9 @@ class Gradient:
         if not self.sites:
             return {}
         before = float(self._q({**parameters}, e))
-        if self.settings.m_step_optim is not None or any(self.plan.program.parameters[n].module_tensor is not None for n in self.names):
+        if self.settings.m_step_optim is not None or any(
+            self.plan.program.parameters[n].module_tensor is not None for n in self.names
+        ):
             new = self._first_order(parameters, e)
         else:
             new = self._second_order(parameters, e)
@@ -177,7 +181,11 @@ class Gradient:
             self._free = {}
             for n in self.names:
                 tensor = self.plan.program.parameters[n].module_tensor
-                self._free[n] = tensor if tensor is not None else _unconstrain(self.constraints[n], parameters[n]).requires_grad_(True)
+                self._free[n] = (
+                    tensor
+                    if tensor is not None
+                    else _unconstrain(self.constraints[n], parameters[n]).requires_grad_(True)
+                )
             make = self.settings.m_step_optim or (lambda ps: torch.optim.Adam(ps, lr=1e-2))
             self._optimiser = make(list(self._free.values()))
         for n in self.names:
@@ -187,13 +195,21 @@ class Gradient:
         for _ in range(self.settings.m_step_steps):
             self._optimiser.zero_grad()
             values = {
-                n: t if self.plan.program.parameters[n].module_tensor is not None else transform_to(self.constraints[n])(t)
+                n: t
+                if self.plan.program.parameters[n].module_tensor is not None
+                else transform_to(self.constraints[n])(t)
                 for n, t in self._free.items()
             }
             (-self._q({**leaves, **values}, e)).backward()
             self._optimiser.step()
         return {
-            n: (t if self.plan.program.parameters[n].module_tensor is not None else transform_to(self.constraints[n])(t)).detach().clone()
+            n: (
+                t
+                if self.plan.program.parameters[n].module_tensor is not None
+                else transform_to(self.constraints[n])(t)
+            )
+            .detach()
+            .clone()
             for n, t in self._free.items()
         }
 
@@ -202,7 +218,10 @@ class Gradient:
         new_free = {n: _unconstrain(self.constraints[n], v) for n, v in new.items()}
         for halving in range(1, 30):
             share = 0.5**halving
-            trial = {n: transform_to(self.constraints[n])(old_free[n] + share * (new_free[n] - old_free[n])) for n in new}
+            trial = {
+                n: transform_to(self.constraints[n])(old_free[n] + share * (new_free[n] - old_free[n]))
+                for n in new
+            }
             self._restore(trial)
             if float(self._q({**parameters, **trial}, e)) >= before:
                 return trial

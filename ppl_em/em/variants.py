@@ -20,7 +20,9 @@ from ppl_em.ir.block import Block
 from ppl_em.plan.plan import Plan
 
 
-def harden(plan: Plan, parameters: Mapping[str, Tensor], e: EStep, kind: str, generator: torch.Generator) -> EStep:
+def harden(
+    plan: Plan, parameters: Mapping[str, Tensor], e: EStep, kind: str, generator: torch.Generator
+) -> EStep:
     """Expected weights replaced by those of the joint mode (``"hard"``) or of one joint draw (``"sample"``)."""
     factors = site_factors(plan, parameters)
     weights = dict(e.weights)
@@ -72,7 +74,9 @@ def _chain_indicator(block: Block, name: str, scope: tuple[str, ...], chosen: Ma
     now = torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates))
     indicator = _one_hot(Factor(now, (*block.plates, axis.time)), axis.now, size)
     if axis.before in scope:
-        before = torch.stack([chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates))
+        before = torch.stack(
+            [chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates)
+        )
         indicator = indicator * _one_hot(Factor(before, (*block.plates, axis.time)), axis.before, size)
     if len(times) == 1:
         indicator = indicator.reduce([axis.time], lambda t, dims: t.squeeze(dims))

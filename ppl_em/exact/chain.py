@@ -80,7 +80,9 @@ def chain_tensors(block: Block, factors: Mapping[str, Factor]) -> ChainTensors:
         part = factor.align((*plates, axis.time, axis.before, axis.now))
         times = block.times[site.name].to(some.device) - 1
         wide = part.expand(*part.shape[: len(shape)], len(times), states, states)
-        base = trans.expand(*torch.broadcast_shapes(trans.shape[: len(shape)], wide.shape[: len(shape)]), *trans.shape[-3:])
+        base = trans.expand(
+            *torch.broadcast_shapes(trans.shape[: len(shape)], wide.shape[: len(shape)]), *trans.shape[-3:]
+        )
         wide = wide.expand(*base.shape[: len(shape)], *wide.shape[-3:])
         trans = base.index_add(len(shape), times, wide.to(dtype))
     return ChainTensors(init, trans, obs, None)
@@ -159,7 +161,9 @@ class Chain:
         if site.name == chain.shared:
             return Weights(Factor(xi, (axis.before, axis.now)), frozenset((*plates, axis.time)))
         if axis.before in site.scope:
-            factor = Factor(xi.index_select(len(plates), times - 1), (*plates, axis.time, axis.before, axis.now))
+            factor = Factor(
+                xi.index_select(len(plates), times - 1), (*plates, axis.time, axis.before, axis.now)
+            )
         else:
             factor = Factor(gamma.index_select(len(plates), times), (*plates, axis.time, axis.now))
         if len(times) == 1:

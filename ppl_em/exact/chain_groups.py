@@ -62,7 +62,7 @@ class ChainGroups:
         return [(order[i : i + size], int(lengths[order[i]])) for i in starts]
 
     def _lengths(self) -> Tensor | None:
-        """Steps ``(N)`` of each chain up to the last transition that counts; None where later ones may matter.
+        """Steps ``(N)`` of each chain up to the last transition that counts; None where later may matter.
 
         Steps whose transitions do not count and at which nothing is observed change nothing if the
         transitions from each state sum to one.

@@ -51,7 +51,9 @@ class ChainPosterior:
         """
         init, trans, obs = self._chain
         if trans.dim() != 2:
-            raise ValueError("transitions that vary over time say nothing about steps after the last observation")
+            raise ValueError(
+                "transitions that vary over time say nothing about steps after the last observation"
+            )
         return chain_queries.forecast(self.filtered[..., -1, :], trans.exp(), steps)
 
     def marginal(self, name: str) -> Factor:

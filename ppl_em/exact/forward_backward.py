@@ -158,5 +158,7 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of log Z as a function that can itself be differentiated."""
     inputs = [factor for factor, want in zip(factors, wanted, strict=True) if want]
-    grads = iter(torch.autograd.grad(generic_log_z(*factors), inputs, grad, create_graph=True))
+    grads = iter(
+        torch.autograd.grad(generic_log_z(*factors), inputs, grad, create_graph=True, materialize_grads=True)
+    )
     return tuple(next(grads) if want else None for want in wanted)

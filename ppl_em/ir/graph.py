@@ -187,7 +187,8 @@ class Site:
         assert self.family is not None
         order = self.dims + self.inner
         arguments = {
-            name: Factor(a.evaluate(parameters), a.value.dims).align(order) for name, a in self.arguments.items()
+            name: Factor(a.evaluate(parameters), a.value.dims).align(order)
+            for name, a in self.arguments.items()
         }
         return self.family(**arguments, **self.options, validate_args=False)
 
@@ -256,7 +257,9 @@ class Program:
                 leaves[name] = value.clone().requires_grad_(True)
         return leaves
 
-    def factors(self, parameters: Mapping[str, Tensor], names: tuple[str, ...] | None = None) -> dict[str, Factor]:
+    def factors(
+        self, parameters: Mapping[str, Tensor], names: tuple[str, ...] | None = None
+    ) -> dict[str, Factor]:
         """Log-factor of each site, scale not applied; sites that are links alone cost no run of the program."""
         names = tuple(self.sites) if names is None else names
         result = {n: self.sites[n].log_factor(parameters) for n in names if self.sites[n].lowered}
@@ -267,6 +270,8 @@ class Program:
 
     def sizes(self) -> dict[str, int]:
         """Size of every named dimension: cardinalities of discrete latents and sizes of plates."""
-        sizes = {name: latent.cardinality for name, latent in self.latents.items() if latent.kind == "discrete"}
+        sizes = {
+            name: latent.cardinality for name, latent in self.latents.items() if latent.kind == "discrete"
+        }
         sizes.update({name: plate.size for name, plate in self.plates.items()})
         return sizes

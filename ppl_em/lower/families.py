@@ -158,7 +158,10 @@ class MultivariateNormalLowering(Lowering):
         products[:, self.row, self.column] = total[:, self.size :]
         products[:, self.column, self.row] = total[:, self.size :]
         return SiteMoments(
-            count, self.centre.double().reshape(-1), total[:, : self.size].reshape(k, self.size), products=products
+            count,
+            self.centre.double().reshape(-1),
+            total[:, : self.size].reshape(k, self.size),
+            products=products,
         )
 
 

@@ -83,7 +83,9 @@ class LoweredMixture:
         for start in range(0, self.emission.num_data, self.chunk):
             likelihood += self._chunk(start, natural, statistics)
         if self.emission.base is not None:
-            likelihood += float(self.emission.base.sum() if self.scale is None else (self.emission.base * self.scale).sum())
+            likelihood += float(
+                self.emission.base.sum() if self.scale is None else (self.emission.base * self.scale).sum()
+            )
         if not math.isfinite(likelihood):
             return None
         moments = self.emission.moments(statistics)
@@ -116,4 +118,3 @@ class LoweredMixture:
             shapes = ((f, self.chunk), (k, self.chunk), (self.chunk,), (self.chunk,))
             self._buffers = tuple(torch.empty(s, dtype=natural.dtype) for s in shapes)
         return self._buffers
-

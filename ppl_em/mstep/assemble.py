@@ -205,7 +205,9 @@ class Assembly:
         """The weighted sample whose sufficient statistics were computed elsewhere, one entry for each site."""
         return GivenSample(self._arguments(parameters), self._rows, given, self.num_rows, self.event_dim)
 
-    def chosen(self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]) -> WeightedSample:
+    def chosen(
+        self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]
+    ) -> WeightedSample:
         """The weighted sample of a choice of the data.
 
         Args:

@@ -41,4 +41,4 @@ def von_mises(sample: WeightedSample) -> None:
             sample.propose("loc", torch.atan2(sine, cosine))
         maximise(sample, dist.VonMises, ("concentration",), objective, {"concentration": SHARPEST})
 
-    settle(sample, step) if sample.free("loc") and sample.free("concentration") else step()
+    settle(sample, step, outer="concentration")

@@ -47,8 +47,7 @@ def log_likelihood_terms(
             continue
         values = block.values[alive] if block.per_row(event_dim) else block.values
         live = Block(block.weights[alive], values, block.rows[alive])
-        # Second derivatives keep many temporaries of this size at once.
-        factor = 4 * (1 if live.per_row(event_dim) else len(live.weights))
+        factor = 1 if live.per_row(event_dim) else len(live.weights)
         for weights, x in live.chunks(event_dim, factor):
             if bool((weights == 0).any()):
                 x = _revive(live, weights, x, event_dim)

@@ -45,7 +45,9 @@ class GivenMoments(Moments):
         given: the statistics, one for each block.
     """
 
-    def __init__(self, blocks: tuple[Block, ...], num_rows: int, event_dim: int, given: Sequence[Statistics]) -> None:
+    def __init__(
+        self, blocks: tuple[Block, ...], num_rows: int, event_dim: int, given: Sequence[Statistics]
+    ) -> None:
         super().__init__(blocks, num_rows, event_dim)
         self.given = given
         self._counts = [g.count.double().expand(b.rows.shape) for g, b in zip(given, blocks, strict=True)]
@@ -124,7 +126,12 @@ class GivenSample(WeightedSample):
     """
 
     def __init__(
-        self, args: Mapping[str, Argument], rows: Sequence[Tensor], given: Sequence[Statistics], num_rows: int, event_dim: int
+        self,
+        args: Mapping[str, Argument],
+        rows: Sequence[Tensor],
+        given: Sequence[Statistics],
+        num_rows: int,
+        event_dim: int,
     ) -> None:
         stand_ins = []
         for r, g in zip(rows, given, strict=True):

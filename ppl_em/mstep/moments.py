@@ -57,14 +57,7 @@ class Moments:
     @cached_property
     def _centres(self) -> list[Tensor]:
         """A point amid the data of each block: (*E, *event), or (R_b, *E, *event) for data by row."""
-        centres = []
-        for block, n in zip(self.blocks, self._block_counts, strict=True):
-            first = block.sum(lambda x: x, self.event_dim)
-            wide = n.reshape(n.shape + (1,) * self.event_dim)
-            if not block.per_row(self.event_dim):
-                first, wide = first.sum(0), wide.sum(0)
-            centres.append(torch.where(wide > 0, first / wide.clamp(min=1e-300), 0.0))
-        return centres
+        return [block.centre(self.event_dim) for block in self.blocks]
 
     def _centred(self, index: int) -> tuple[Block, Tensor]:
         """Block ``index`` and its centre, shaped to be subtracted from the values."""
@@ -72,16 +65,10 @@ class Moments:
         return block, centre.unsqueeze(1) if block.per_row(self.event_dim) else centre
 
     @cached_property
-    def _first(self) -> list[Tensor]:
-        """Σ_i w (x − centre), (R_b, *E, *event)."""
+    def _powers(self) -> list[tuple[Tensor, ...]]:
+        """Σ_i w (x − centre) and Σ_i w (x − centre)², each (R_b, *E, *event), in one pass over the data."""
         pairs = [self._centred(index) for index in range(len(self.blocks))]
-        return [block.sum(lambda x, c=centre: x - c, self.event_dim) for block, centre in pairs]
-
-    @cached_property
-    def _second(self) -> list[Tensor]:
-        """Σ_i w (x − centre)², (R_b, *E, *event)."""
-        pairs = [self._centred(index) for index in range(len(self.blocks))]
-        return [block.sum(lambda x, c=centre: (x - c).square(), self.event_dim) for block, centre in pairs]
+        return [block.sum(_Powers(centre), self.event_dim, factor=2).unbind(-1) for block, centre in pairs]
 
     @cached_property
     def _products(self) -> list[Tensor]:
@@ -97,7 +84,7 @@ class Moments:
     def residual(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc), (R, *event)."""
         parts = []
-        for index, first in enumerate(self._first):
+        for index, (first, _) in enumerate(self._powers):
             offset, n = self._offset(index, loc)
             parts.append(first - n * offset)
         return self.add_rows(parts)
@@ -105,7 +92,7 @@ class Moments:
     def deviation(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc)², (R, *event)."""
         parts = []
-        for index, (first, second) in enumerate(zip(self._first, self._second, strict=True)):
+        for index, (first, second) in enumerate(self._powers):
             offset, n = self._offset(index, loc)
             part = second - 2 * offset * first + n * offset.square()
             lost = part < CANCELLATION * (second + n * offset.square())
@@ -118,7 +105,8 @@ class Moments:
     def outer(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc)(x − loc)ᵀ, (R, D, D)."""
         parts = []
-        for index, (first, second) in enumerate(zip(self._first, self._products, strict=True)):
+        for index, second in enumerate(self._products):
+            first = self._powers[index][0]
             offset, n = self._offset(index, loc)
             cross = offset[..., :, None] * first[..., None, :]
             shift = n[..., None] * offset[..., :, None] * offset[..., None, :]
@@ -170,6 +158,17 @@ class Moments:
         return torch.cat(weights), torch.cat(values), torch.cat(rows)
 
 
+class _Powers:
+    """Maps data to their first and second powers about a centre."""
+
+    def __init__(self, centre: Tensor) -> None:
+        self.centre = centre
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x - self.centre
+        return torch.stack([y, y.square()], -1)
+
+
 def _merged(block: Block, event_dim: int) -> Block:
     """The block with equal data merged, where they are counts that all rows share."""
     x = block.values
@@ -181,9 +180,9 @@ def _merged(block: Block, event_dim: int) -> Block:
 
 
 def _products(block: Block, centre: Tensor, event_dim: int) -> Tensor:
-    """Centred second moments (R_b, *E, D, D): row by row for few rows, as one product for many."""
+    """Centred second moments (R_b, *E, D, D): row by row for few rows of large data, else as one product."""
     size = block.values.shape[-1]
-    if block.per_row(event_dim) or len(block.weights) > size:
+    if block.per_row(event_dim) or len(block.weights) > size or size <= 16:
         return block.sum(
             lambda x: (x - centre)[..., :, None] * (x - centre)[..., None, :], event_dim, factor=size
         )

@@ -33,7 +33,7 @@ def multivariate_normal(sample: WeightedSample) -> None:
         if sample.free(name):
             _propose_matrix(sample, name)
 
-    settle(sample, step) if sample.free("loc") and sample.free(name) else step()
+    settle(sample, step, outer=name)
 
 
 def _precision(name: str, value: Tensor) -> Tensor:

@@ -14,14 +14,25 @@ from ppl_em.mstep.sample import WeightedSample
 TINY = torch.finfo(torch.float64).tiny
 
 
-def settle(sample: WeightedSample, step: Callable[[], None], max_rounds: int = 500) -> None:
+def settle(
+    sample: WeightedSample, step: Callable[[], None], outer: str, inner: str = "loc", max_rounds: int = 500
+) -> None:
     """Repeat a conditional maximisation over all rows until nothing moves beyond rounding.
 
     One round is exact where the maximisers separate; where ties entangle them (one mean, several variances)
     the rounds ascend to the joint maximiser. They touch statistics by row alone, not the data.
 
+    Args:
+        sample: the sample.
+        step: proposes the inner argument given the outer one, then the outer given the inner.
+        outer: the argument that the step takes from its last value (a scale).
+        inner: the argument whose maximiser may depend on it (a location).
+        max_rounds: bound on the number of rounds.
+
     Reference: Meng, Rubin (1993), Maximum likelihood estimation via the ECM algorithm.
     """
+    if separates(sample, inner, outer):
+        return step()
     for _ in range(max_rounds):
         before = {name: value.clone() for name, value in sample.proposals.items()}
         step()
@@ -30,6 +41,14 @@ def settle(sample: WeightedSample, step: Callable[[], None], max_rounds: int = 5
             for name, value in sample.proposals.items()
         ):
             return
+
+
+def separates(sample: WeightedSample, inner: str, outer: str) -> bool:
+    """Whether the maximiser of ``inner`` is the same whatever ``outer`` is: all rows of a cell share one."""
+    if not sample.free(inner) or not sample.free(outer):
+        return True
+    ties, other = sample.ties(inner), sample.ties(outer)
+    return not ties.patterned and bool((ties.spread(ties.first(other.cells)) == other.cells).all())
 
 
 def propose_location(
@@ -73,7 +92,7 @@ def fit_location_scale(
             squares = deviation(sample.rows("loc")).clamp(min=0.0)
             sample.propose_elements("scale", root_mean(sample, "scale", squares))
 
-    settle(sample, step) if sample.free("loc") and sample.free("scale") else step()
+    settle(sample, step, outer="scale")
 
 
 @weighted_mle.register(dist.Normal)

@@ -69,7 +69,7 @@ def laplace(sample: WeightedSample) -> None:
             sample.propose("scale", mean.clamp(min=torch.finfo(sample.args["scale"].value.dtype).tiny))
 
     if len(x):
-        settle(sample, step) if sample.free("loc") and sample.free("scale") else step()
+        settle(sample, step, outer="scale")
 
 
 NORMAL_ENOUGH = 1e5

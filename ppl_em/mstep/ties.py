@@ -15,6 +15,7 @@ class Ties:
         cells: (R,) cell of each row.
         num_cells: C.
         arg_dim: number of event dimensions of the argument.
+        patterned: whether some elements are fixed or tied to others.
         fixed: (C, *arg_event) bool, elements that stay as they are.
         groups: (C, *arg_event) number 0…G−1 of the free parameter element behind each element, −1 if fixed.
         num_groups: G.
@@ -26,7 +27,6 @@ class Ties:
             raise ValueError("a fixed argument has no ties. Try giving it cells.")
         self.cells = cells
         self.arg_dim = argument.value.dim() - 1
-        self.patterned = pattern is not None
         self.num_cells = len(pattern) if pattern is not None else int(cells.max()) + 1
         shape = (self.num_cells, *argument.value.shape[1:])
         if pattern is None:
@@ -42,6 +42,7 @@ class Ties:
             self.groups = torch.full(shape, -1, dtype=torch.long, device=cells.device)
             self.groups[~self.fixed] = dense
             self.num_groups = len(numbers)
+        self.patterned = self.num_groups < self.groups.numel()
 
     def pool(self, by_row: Tensor) -> Tensor:
         """(R, …) → (C, …), sums."""

@@ -66,7 +66,12 @@ class Enumeration:
 
         try:
             run = run_program(
-                self.source.model, self.source.args, self.source.kwargs, assign=assign, parameters=parameters
+                self.source.model,
+                self.source.args,
+                self.source.kwargs,
+                assign=assign,
+                parameters=parameters,
+                keep_subsamples=self.source.batch,
             )
         except PplEmError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import Tensor
 
 
 @contextmanager
@@ -44,16 +45,30 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def full_plates() -> Iterator[None]:
-    """Let plates that would draw a random subsample run over all their elements instead.
+def full_plates(
+    indices: Mapping[str, Tensor] | None = None, keep: bool = False, declared: dict[str, int] | None = None
+) -> Iterator[None]:
+    """Let plates that would draw a random subsample run over all their elements, or over given ones.
 
     Pyro refuses a subsample site conditioned on all indices ("subsample_size does not match"), so the plate's own
     method is replaced for the duration. A subsample that the program gives by its indices is left alone.
+
+    Args:
+        indices: elements of a plate, by the plate's name.
+        keep: a declared subsample size is the size of the batch that the program was called with: keep it.
+        declared: filled with the subsample sizes that the program declares, by plate.
     """
     original = SubsampleMessenger.__dict__["_subsample"]
+    chosen = indices or {}
 
     def _subsample(name, size=None, subsample_size=None, subsample=None, use_cuda=None, device=None):  # type: ignore[no-untyped-def]
         if size is not None and subsample is None:
+            if declared is not None and subsample_size is not None:
+                declared[name] = int(subsample_size)
+            if name in chosen:
+                subsample = chosen[name]
+            elif keep and subsample_size is not None and subsample_size < size:
+                subsample = torch.arange(subsample_size, device=device)
             subsample_size = None
         return original.__func__(name, size, subsample_size, subsample, use_cuda, device)
 

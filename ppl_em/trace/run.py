@@ -74,12 +74,13 @@ class ParameterSeen:
 
 @dataclass
 class Run:
-    """Outcome of one run."""
+    """Outcome of one run; ``declared`` holds the subsample sizes that plates declare."""
 
     records: dict[str, Record]
     parameters: dict[str, ParameterSeen]
     provenance: Provenance | None
     returned: Any = None
+    declared: dict[str, int] = field(default_factory=dict)
 
 
 class Recorder(Messenger):
@@ -226,6 +227,7 @@ def run_program(
     parameters: Mapping[str, Tensor] | None = None,
     follow: bool = False,
     unobserve: bool = False,
+    keep_subsamples: bool = False,
 ) -> Run:
     """Run a program once and record it.
 
@@ -235,14 +237,16 @@ def run_program(
         parameters: constrained values by name; parameters not named take the program's initial values.
         follow: follow provenance (slower).
         unobserve: ``assign`` may also replace observed values (they are to be predicted).
+        keep_subsamples: a declared subsample size is that of the arguments (a batch of a loader).
 
     Raises:
         ModelError: the program fails, or uses a construct that cannot be read.
     """
     provenance = Provenance() if follow else None
+    declared: dict[str, int] = {}
     recorder = Recorder(assign or (lambda name, fn: None), parameters or {}, provenance, unobserve)
     with ExitStack() as stack:
-        stack.enter_context(full_plates())
+        stack.enter_context(full_plates(keep=keep_subsamples, declared=declared))
         stack.enter_context(recorder)
         if provenance is not None:
             stack.enter_context(provenance)
@@ -256,4 +260,4 @@ def run_program(
                     message("the model cannot be called with these arguments", why=str(error), hint="fit(model, *args)")
                 ) from error
             raise
-    return Run(recorder.records, recorder.seen, provenance, returned)
+    return Run(recorder.records, recorder.seen, provenance, returned, declared)

@@ -32,12 +32,14 @@ class Source:
     Args:
         model, args, kwargs: the callable and its arguments.
         seed: random state of every run.
+        batch: the arguments are one batch of a loader; subsample sizes that plates declare are kept.
     """
 
     model: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     seed: int = 0
+    batch: bool = False
 
 
 def trace_program(
@@ -67,7 +69,9 @@ def trace_program(
         PlanError: a latent cannot be summed, or enumeration would exceed the budget.
     """
     with isolated(source.seed):
-        first = run_program(source.model, source.args, source.kwargs, parameters=values, follow=True)
+        first = run_program(
+            source.model, source.args, source.kwargs, parameters=values, follow=True, keep_subsamples=source.batch
+        )
         _require_observations(first)
         check_observations(first.records)
         latents = classify(first.records)
