@@ -39,7 +39,21 @@ _HOMES = {
     "load": "storage",
 }
 
-__all__ = list(_HOMES)
+__all__ = [
+    "EM",
+    "ENGINES",
+    "SVI",
+    "Auto",
+    "FitResult",
+    "Plan",
+    "Status",
+    "compare",
+    "distributions",
+    "explain",
+    "fit",
+    "iterate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
