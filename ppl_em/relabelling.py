@@ -70,17 +70,17 @@ def component_axes(plan: Plan) -> dict[str, tuple[int, ...]]:
                 shape = program.parameters[link.parameter].init.shape
                 for position, dim in enumerate(argument.value.dims):
                     if dim in program.latents:
-                        found = _axis(link.index, position, shape)
+                        found = axis_of(link.index, position, shape)
                         if found is not None:
                             axes.setdefault(link.parameter, set()).add(found)
                 if site.role == "latent" and argument.value.event_dim == 1:
-                    found = _axis(link.index, link.index.dim() - 1, shape)
+                    found = axis_of(link.index, link.index.dim() - 1, shape)
                     if found is not None:
                         axes.setdefault(link.parameter, set()).add(found)
     return {n: tuple(sorted(a)) for n, a in axes.items()}
 
 
-def _axis(index: Tensor, position: int, shape: torch.Size) -> int | None:
+def axis_of(index: Tensor, position: int, shape: torch.Size) -> int | None:
     """The axis of a parameter along which its index moves when an argument's dimension moves."""
     along = index.movedim(position, 0).reshape(index.shape[position], -1)
     if len(along) < 2 or bool((along < 0).any()):

@@ -30,6 +30,7 @@ class Chart:
         origin: its estimate, constrained.
         size: number of free coordinates.
         to_value: coordinates (size,) to a constrained value, differentiable; zero gives ``origin``.
+        from_value: its inverse; elements on the boundary are ignored.
         lower, upper: bounds of each element (infinite where there are none), shape of ``origin``.
         fixed: elements that stay where they are because they lie on the boundary, shape of ``origin``.
     """
@@ -38,6 +39,7 @@ class Chart:
     origin: Tensor
     size: int
     to_value: Callable[[Tensor], Tensor]
+    from_value: Callable[[Tensor], Tensor]
     lower: Tensor
     upper: Tensor
     fixed: Tensor
@@ -63,15 +65,14 @@ def make_chart(name: str, value: Tensor, constraint: Any) -> Chart:
     if constraint is constraints.simplex:
         return _simplex(name, value)
     if constraint in (constraints.positive_definite, constraints.positive_semidefinite):
-        return _cholesky(name, value, torch.linalg.cholesky(value), lambda factor: factor @ factor.mT)
+        return _cholesky(name, value, torch.linalg.cholesky, lambda factor: factor @ factor.mT)
     if constraint in (constraints.lower_cholesky, getattr(constraints, "softplus_lower_cholesky", None)):
-        return _cholesky(name, value, value, lambda factor: factor)
+        return _cholesky(name, value, lambda x: x, lambda factor: factor)
     if constraint is constraints.real or constraint is constraints.real_vector:
-        return _elementwise(name, value, lambda x: x, value, float("-inf"), float("inf"))
+        return _elementwise(name, value, torch.distributions.identity_transform, float("-inf"), float("inf"))
     bounds = _interval(constraint)
     if bounds is not None:
-        transform = biject_to(constraint)
-        return _elementwise(name, value, transform, transform.inv(value), *bounds)
+        return _elementwise(name, value, biject_to(constraint), *bounds)
     return _by_rank(name, value, transform_to(constraint))
 
 
@@ -92,7 +93,8 @@ def _interval(constraint: Any) -> tuple[Any, Any] | None:
     return float("-inf") if lower is None else lower, float("inf") if upper is None else upper
 
 
-def _elementwise(name: str, value: Tensor, transform: Any, free: Tensor, lower: Any, upper: Any) -> Chart:
+def _elementwise(name: str, value: Tensor, transform: Any, lower: Any, upper: Any) -> Chart:
+    free = transform.inv(value)
     low = torch.as_tensor(lower, dtype=value.dtype, device=value.device).expand(value.shape)
     high = torch.as_tensor(upper, dtype=value.dtype, device=value.device).expand(value.shape)
     width = high - low
@@ -106,7 +108,10 @@ def _elementwise(name: str, value: Tensor, transform: Any, free: Tensor, lower: 
         moved = transform(base.index_add(0, where, u.to(base.dtype)).reshape(value.shape))
         return torch.where(fixed, value, moved)
 
-    return Chart(name, value, len(where), to_value, low, high, fixed)
+    def from_value(x: Tensor) -> Tensor:
+        return (transform.inv(x).reshape(-1) - base)[where]
+
+    return Chart(name, value, len(where), to_value, from_value, low, high, fixed)
 
 
 def _simplex(name: str, value: Tensor) -> Chart:
@@ -124,15 +129,24 @@ def _simplex(name: str, value: Tensor) -> Chart:
         moved = moved.masked_fill(~active, -torch.inf)
         return torch.where(active, mass * torch.softmax(moved, -1), rows).reshape(value.shape)
 
+    def from_value(x: Tensor) -> Tensor:
+        flat = x.reshape(rows.shape).clamp_min(torch.finfo(x.dtype).tiny).log()
+        ratio = flat - flat.gather(-1, rows.argmax(-1, keepdim=True))
+        before = logs.reshape(rows.shape) - logs.reshape(rows.shape).gather(-1, rows.argmax(-1, keepdim=True))
+        return (ratio - before).reshape(-1)[where]
+
     zeros, ones = torch.zeros_like(value), torch.ones_like(value)
-    return Chart(name, value, len(where), to_value, zeros, ones, ~active.reshape(value.shape))
+    return Chart(name, value, len(where), to_value, from_value, zeros, ones, ~active.reshape(value.shape))
 
 
-def _cholesky(name: str, value: Tensor, factor: Tensor, finish: Callable[[Tensor], Tensor]) -> Chart:
+def _cholesky(
+    name: str, value: Tensor, root: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor]
+) -> Chart:
     """Lower-triangular factors relative to the estimate's: coordinates do not depend on the data's units."""
+    factor = root(value)
     size = factor.shape[-1]
     rows, columns = torch.tril_indices(size, size)
-    eye = torch.eye(size, dtype=bool, device=value.device)
+    eye = torch.eye(size, dtype=torch.bool, device=value.device)
     place = rows * size + columns
     count = factor.numel() // size**2 * len(place)
 
@@ -142,9 +156,14 @@ def _cholesky(name: str, value: Tensor, factor: Tensor, finish: Callable[[Tensor
         relative = torch.where(eye, lower.exp(), lower)
         return finish(factor @ relative)
 
+    def from_value(x: Tensor) -> Tensor:
+        relative = torch.linalg.solve_triangular(factor, root(x), upper=False)
+        logs = torch.where(eye, relative.diagonal(dim1=-2, dim2=-1).log().diag_embed(), relative)
+        return logs.reshape(-1, size**2)[:, place].reshape(-1)
+
     positive = eye.expand(value.shape)
     low = torch.where(positive, 0.0, -torch.inf).to(value)
-    return Chart(name, value, count, to_value, low, torch.full_like(value, torch.inf), torch.zeros_like(value, dtype=bool))
+    return Chart(name, value, count, to_value, from_value, low, torch.full_like(value, torch.inf), torch.zeros_like(value, dtype=torch.bool))
 
 
 def _by_rank(name: str, value: Tensor, transform: Any) -> Chart:
@@ -159,5 +178,8 @@ def _by_rank(name: str, value: Tensor, transform: Any) -> Chart:
     def to_value(u: Tensor) -> Tensor:
         return transform((flat + u.to(flat.dtype) @ basis).reshape(shape))
 
+    def from_value(x: Tensor) -> Tensor:
+        return basis @ (transform.inv(x).reshape(-1) - flat)
+
     infinite = torch.full_like(value, torch.inf)
-    return Chart(name, value, len(basis), to_value, -infinite, infinite, torch.zeros_like(value, dtype=bool))
+    return Chart(name, value, len(basis), to_value, from_value, -infinite, infinite, torch.zeros_like(value, dtype=torch.bool))

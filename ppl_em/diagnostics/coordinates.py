@@ -80,7 +80,7 @@ class Coordinates:
     @property
     def fixed(self) -> Tensor:
         """Elements (elements,) that lie on the boundary of their constraint and have no standard error."""
-        return torch.cat([c.fixed.reshape(-1) for c in self.charts]) if self.charts else torch.zeros(0, dtype=bool)
+        return torch.cat([c.fixed.reshape(-1) for c in self.charts]) if self.charts else torch.zeros(0, dtype=torch.bool)
 
     def split(self, u: Tensor) -> list[Tensor]:
         """Coordinates of each chart."""
@@ -90,6 +90,11 @@ class Coordinates:
         """Constrained values by name, differentiable in u (modules are not written to)."""
         moved = {c.name: c.to_value(part) for c, part in zip(self.charts, self.split(u), strict=True)}
         return {**self.constants, **moved}
+
+    def coordinates(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Coordinates (size,) of constrained values; the inverse of :meth:`values`."""
+        parts = [c.from_value(values[c.name].detach()).double() for c in self.charts]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """All elements of all charted parameters in one vector."""

@@ -64,6 +64,11 @@ class Information:
         return self._spectrum[1]
 
     @property
+    def conditional_errors(self) -> Tensor:
+        """Standard error (P,) of each coordinate if all others were known; 1 where the objective is flat."""
+        return 1 / self._spectrum[0]
+
+    @property
     def is_saddle(self) -> bool:
         """Whether the objective curves upwards in some direction."""
         return bool((self.eigenvalues < -SINGULAR).any())
