@@ -25,7 +25,7 @@ from ppl_em.status import Status
 from ppl_em.trace.tracing import Source, trace_program
 
 if TYPE_CHECKING:
-    from ppl_em.fitting import Problem
+    from ppl_em.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,9 @@ class FitResult(Uncertainty):
 
     def _plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Plan:
         """The plan for given data (the training data if none are given)."""
-        from ppl_em.fitting import ENGINES, rule_lookup
+        from ppl_em.fitting import ENGINES
         from ppl_em.plan.plan import make_plan
+        from ppl_em.problem import rule_lookup
 
         if not args and not kwargs:
             if isinstance(self.plan, Plan):
