@@ -99,10 +99,10 @@ class Assembly:
         data = math.prod(self.sizes[d] for d in layout.data)
         dims = (*layout.data, *layout.extra)
         if not layout.own:
-            wide = value.align(dims).expand(*(self.sizes[d] for d in dims), *event)
+            wide = value.align(dims).expand([*(self.sizes[d] for d in dims), *event])
             return wide.reshape(data, *(self.sizes[d] for d in layout.extra), *event)
         dims = (*layout.rows, *dims)
-        wide = value.align(dims).expand(*(self.sizes[d] for d in dims), *event)
+        wide = value.align(dims).expand([*(self.sizes[d] for d in dims), *event])
         rows = math.prod(self.sizes[d] for d in layout.rows)
         return wide.reshape(rows, data, *(self.sizes[d] for d in layout.extra), *event)
 
@@ -111,7 +111,7 @@ class Assembly:
         order = (*layout.rows, *layout.extra)
         factor = Factor(tensor, dims)
         event = tuple(tensor.shape[len(dims) :])
-        wide = factor.align(order).expand(*(self.sizes[d] for d in order), *event)
+        wide = factor.align(order).expand([*(self.sizes[d] for d in order), *event])
         return wide.reshape(-1, *event)
 
     def _map(self, name: str, free: frozenset[str]) -> ArgumentMap:
