@@ -50,8 +50,8 @@ def gradient_ascent(
         parameters: leaf tensors that require gradients.
         steps: number of optimiser steps.
         optim: makes the optimiser from the parameters, or is one (that keeps its state from call to call).
-        monotone: shorten a step that would lower the objective; where the optimiser's direction does not ascend
-            at all, follow the gradient, and where that does not either, stay and stop.
+        monotone: shorten a step that would lower the objective; where the optimiser's direction does not
+            ascend at all, follow the gradient, and where that does not either, stay and stop.
 
     Raises:
         ValueError: the objective is not finite at the start.

@@ -162,7 +162,9 @@ def _matrix_residual(
     ties = sample.ties(name)
     factor = at.value if triangular else torch.linalg.cholesky(at.value)
     gradient = at.gradient.tril() if triangular else (at.gradient + at.gradient.mT) / 2
-    if not ties.patterned:
+    lower = torch.ones_like(gradient[0], dtype=torch.bool).tril() & ~ties.fixed
+    if ties.groups[lower].unique().numel() == int(lower.sum()):
+        gradient = torch.where(ties.fixed, 0.0, gradient)
         whitened = factor.mT @ gradient if triangular else factor.mT @ gradient @ factor
         return ((whitened.tril() if triangular else whitened) / mass).abs()
     norm = factor.square().sum(-1).sqrt()

@@ -28,11 +28,9 @@ class Ties:
         self.cells = cells
         self.arg_dim = argument.value.dim() - 1
         self.num_cells = len(pattern) if pattern is not None else int(cells.max()) + 1
-        shape = (self.num_cells, *argument.value.shape[1:])
+        shape = torch.Size((self.num_cells, *argument.value.shape[1:]))
         if pattern is None:
-            self.groups = torch.arange(self.num_cells * argument.value[0].numel(), device=cells.device).view(
-                shape
-            )
+            self.groups = torch.arange(shape.numel(), device=cells.device).view(shape)
             self.fixed = torch.zeros(shape, dtype=torch.bool, device=cells.device)
             self.num_groups = self.groups.numel()
         else:
