@@ -14,7 +14,7 @@ from ppl_em.em.accelerate import extrapolate
 from ppl_em.em.degenerate import collapsed
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.lowering import lower_blocks, prove
-from ppl_em.em.updates import ClosedForm, Gradient, Parameters, Refused
+from ppl_em.em.updates import ClosedForm, Gradient, LeastSquares, Parameters, Refused
 from ppl_em.em.variants import harden
 from ppl_em.methods import EM
 from ppl_em.mstep.given import LostPrecision
@@ -69,7 +69,7 @@ class Machine:
     plan: Plan
     settings: EM
     generator: torch.Generator
-    updaters: list[ClosedForm | Gradient] = field(default_factory=list)
+    updaters: list[ClosedForm | Gradient | LeastSquares] = field(default_factory=list)
     lowered: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,13 +78,15 @@ class Machine:
     def _build(self) -> None:
         self.updaters = []
         for update in self.plan.updates:
-            if update.rule in ("closed form", "newton", "ascent"):
+            if update.rule == "least squares":
+                self.updaters.append(LeastSquares(self.plan, update))
+            elif update.family and update.rule in ("closed form", "newton", "ascent"):
                 try:
                     self.updaters.append(ClosedForm(self.plan, update))
                 except Refused as error:
                     self._demote(update, str(error))
                     return
-            elif update.rule == "gradient":
+            elif update.rule in ("newton", "gradient"):
                 self.updaters.append(Gradient(self.plan, update.parameters, self.settings))
         self.lowered = lower_blocks(self.plan, self.updaters) if self.settings.e_step == "exact" else {}
 
@@ -151,7 +153,7 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         previous = state
         try:
             state = _advance(machine, previous, recent)
-        except (torch.linalg.LinAlgError, ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             if not _numerical(error):
                 raise
             yield replace(previous, status=Status.DEGENERATE, detail=str(error).split("\n")[0])
@@ -203,7 +205,7 @@ def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
         if collapsed(machine.plan, jump):
             return None
         return _state(machine, state.step + 2, jump, e)
-    except (torch.linalg.LinAlgError, ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError) as error:
         if not _numerical(error):
             raise
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ppl_em.em.e_step import EStep, expected_log_joint
+from ppl_em.ir import Argument, Factor, Site
 from ppl_em.methods import EM
 from ppl_em.mstep import NoClosedForm, WeightedSample, stationarity, weighted_mle
 from ppl_em.mstep.assemble import Assembly
 from ppl_em.mstep.block import Block
 from ppl_em.mstep.newton import newton
+from ppl_em.mstep.regression import Regression
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import Update
 
@@ -48,6 +51,8 @@ class ClosedForm:
         for entry in plan.blocks:
             sizes.update(entry.block.sizes)
         members = [sites[n] for n in update.sites]
+        self.residual = {s.name: s for s in members if s.family is not None and _predicted_mean(s)}
+        members = [_about_zero(s, plan) if s.name in self.residual else s for s in members]
         self.assembly = Assembly(members, sizes, frozenset(update.parameters))
         assert self.assembly.family is not None
         self.family: type = self.assembly.family
@@ -73,6 +78,8 @@ class ClosedForm:
 
     def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
+        for site in self.residual.values():
+            self.assembly.replace_value(site.name, _residual(site, parameters))
         sample = self.assembly.sample(weights, parameters)
         if not self.verified:
             self.verify(sample)
@@ -101,6 +108,49 @@ class ClosedForm:
                     f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})"
                 )
         self.verified = True
+
+
+def _predicted_mean(site: Site) -> bool:
+    """A normal site whose mean is a linear predictor: its scale is estimated from residuals."""
+    assert site.family is not None
+    return site.family.__name__ == "Normal" and site.arguments["loc"].design is not None
+
+
+def _residual(site: Site, parameters: Parameters) -> Factor:
+    loc = site.arguments["loc"]
+    return site.value + Factor(-loc.evaluate(parameters).detach(), loc.value.dims)
+
+
+def _about_zero(site: Site, plan: Plan) -> Site:
+    """The site with its residuals as values and a mean of zero."""
+    start = {n: p.init for n, p in plan.program.parameters.items()}
+    zero = Argument(Factor(site.value.tensor.new_zeros(()), ()))
+    return replace(site, value=_residual(site, start), arguments={**site.arguments, "loc": zero})
+
+
+class LeastSquares:
+    """Coefficients of linear predictors of normal means.
+
+    Args:
+        plan: the plan.
+        update: its entry.
+    """
+
+    def __init__(self, plan: Plan, update: Update) -> None:
+        self.update = update
+        sites = {s.name: s for s in plan.sites()}
+        sizes = dict(plan.program.sizes())
+        for entry in plan.blocks:
+            sizes.update(entry.block.sizes)
+        self.sites = [sites[n] for n in update.sites]
+        for site in self.sites:
+            sizes.update({d: n for d, n in site.value.sizes.items() if d not in sizes})
+        self.regression = Regression(self.sites, update.parameters, sizes)
+
+    def step(self, parameters: Parameters, e: EStep) -> Parameters:
+        """New coefficients."""
+        weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
+        return self.regression.solve(weights, parameters)
 
 
 def _thinned(sample: WeightedSample) -> WeightedSample:

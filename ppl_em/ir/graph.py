@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_em.ir.design import Design
 from ppl_em.ir.factor import Factor
 from ppl_em.ir.transform import IDENTITY, Transform
 
@@ -112,20 +113,26 @@ class Argument:
     Args:
         value: compact value at the traced parameters (size 1 where it does not vary), with named batch dimensions.
         links: where its elements come from, if they are elements of parameters.
+        design: its linear predictor, if it is one in parameters.
         sources: every parameter that feeds it (by provenance).
     """
 
     value: Factor
     links: tuple[Link, ...] = ()
     sources: frozenset[str] = frozenset()
+    design: Design | None = None
 
     @property
     def opaque(self) -> bool:
-        """Parameters feed it in a way that is not a link: only a run of the program can evaluate it."""
-        return bool(self.sources - {link.parameter for link in self.links})
+        """Parameters feed it in a way that is not known: only a run of the program can evaluate it."""
+        known = {link.parameter for link in self.links} | set(self.design.parameters if self.design else ())
+        return bool(self.sources - known)
 
     def evaluate(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """The argument's compact value at other parameters, without running the program."""
+        if self.design is not None:
+            cells_first = Factor(self.design.evaluate(parameters), self.design.cells + self.design.data)
+            return cells_first.align(self.value.dims)
         if not self.links:
             return self.value.tensor
         result: Tensor | None = None

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions.utils import probs_to_logits
 
 #: One-hot statistics of categorical observations are used up to this many columns.
 MAX_ONE_HOT = 512
@@ -227,14 +228,14 @@ class CategoricalLowering(Lowering):
 def _logits(arguments: Arguments) -> Tensor:
     if "logits" in arguments:
         return arguments["logits"]
-    return torch.distributions.utils.probs_to_logits(arguments["probs"], is_binary=True)
+    return probs_to_logits(arguments["probs"], is_binary=True)
 
 
 def _log_probs(arguments: Arguments) -> Tensor:
     if "logits" in arguments:
         return torch.log_softmax(arguments["logits"], -1)
     probs = arguments["probs"]
-    return torch.distributions.utils.probs_to_logits(probs / probs.sum(-1, keepdim=True))
+    return probs_to_logits(probs / probs.sum(-1, keepdim=True))
 
 
 #: Families that are lowered, by class name.

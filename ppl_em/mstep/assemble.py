@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -204,6 +204,12 @@ class Assembly:
     def sample_of(self, given: Sequence[Statistics], parameters: Mapping[str, Tensor]) -> GivenSample:
         """The weighted sample whose sufficient statistics were computed elsewhere, one entry for each site."""
         return GivenSample(self._arguments(parameters), self._rows, given, self.num_rows, self.event_dim)
+
+    def replace_value(self, site: str, value: Factor) -> None:
+        """Give a site other data of the same shape (residuals, as their mean moves)."""
+        for i, layout in enumerate(self.layouts):
+            if layout.site.name == site:
+                self._values[i] = self._site_values(replace(layout, site=replace(layout.site, value=value)))
 
     def chosen(
         self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]

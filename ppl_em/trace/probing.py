@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ppl_em.ir import Argument, Factor, Link, Parameter, Site
+from ppl_em.ir.design import Design
+from ppl_em.ir.transform import Transform
+from ppl_em.trace.affine import affine_link, make_design
 from ppl_em.trace.enumeration import Enumeration
 from ppl_em.trace.layout import Layout
 from ppl_em.trace.links import NORMALISED, Probe, directional_derivatives, find_links
@@ -55,6 +58,7 @@ def link_arguments(
         if argument.sources and argument.sources <= set(parameters)
     ]
     links: dict[Key, tuple[Link, ...]] = {}
+    affine: dict[Key, Transform] = {}
     if keys:
         generator = torch.Generator().manual_seed(20261)
         saved = {n: p.module_tensor.detach().clone() for n, p in parameters.items() if p.module_tensor is not None}
@@ -71,8 +75,13 @@ def link_arguments(
                 normalised = site.family is not None and site.family.__name__ in NORMALISED
                 sources = sorted(site.arguments[key[1]].sources)
                 links[key] = find_links(first[key], second[key], sources, normalised)
+                if not links[key] and not normalised:
+                    link = affine_link(first[key], second[key], sources)
+                    if link is not None:
+                        affine[key] = link
+    designs = _designs(affine, sites, parameters, enumeration, layout, scopes) if affine else {}
     start = {**enumeration.local, **{n: p.init for n, p in parameters.items()}}
-    return {name: _finish(site, links, start, expected[name]) for name, site in sites.items()}
+    return {name: _finish(site, links, designs, start, expected[name]) for name, site in sites.items()}
 
 
 def _probe(
@@ -99,8 +108,9 @@ def _probe(
         outputs = [f.tensor for f in named.values()]
         tangents: dict[str, list[list[Tensor]]] = {}
         directions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        same = torch.Generator().manual_seed(7)  # every probe is differentiated along the same directions
         for name, leaf in leaves.items():
-            r, s = (torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for _ in range(2))
+            r, s = (torch.randn(leaf.shape, generator=same, dtype=torch.float64).to(leaf) for _ in range(2))
             directions[name] = (torch.ones_like(leaf).detach(), r, s)
             tangents[name] = directional_derivatives(outputs, leaf, directions[name])
     probes = {}
@@ -118,13 +128,44 @@ def _named(record: Record, argument: str, layout: Layout, scope: tuple[str, ...]
     return layout.name_dims(record, peeled.arguments[argument], peeled.event_dims[argument], peeled.inner, scope)
 
 
+def _designs(
+    affine: Mapping[Key, Transform],
+    sites: Mapping[str, Site],
+    parameters: Mapping[str, Parameter],
+    enumeration: Enumeration,
+    layout: Layout,
+    scopes: Mapping[str, tuple[str, ...]],
+) -> dict[Key, Design]:
+    """Design matrices of the arguments that are linear predictors."""
+    leaves = {}
+    for name, parameter in parameters.items():
+        tensor = parameter.module_tensor
+        leaves[name] = tensor if tensor is not None else parameter.init.clone().requires_grad_(True)
+    designs = {}
+    with torch.enable_grad():
+        records = enumeration.run(leaves)
+        for key, transform in affine.items():
+            argument = sites[key[0]].arguments[key[1]]
+            named = _named(records[key[0]], key[1], layout, scopes[key[0]])
+            if named is None or named.dims != argument.value.dims:
+                continue
+            design = make_design(named, leaves, sorted(argument.sources), transform, set(layout.register))
+            if design is not None:
+                designs[key] = design
+    return designs
+
+
 def _finish(
-    site: Site, links: Mapping[Key, tuple[Link, ...]], start: Mapping[str, Tensor], expected: Factor
+    site: Site,
+    links: Mapping[Key, tuple[Link, ...]],
+    designs: Mapping[Key, Design],
+    start: Mapping[str, Tensor],
+    expected: Factor,
 ) -> Site:
     arguments: dict[str, Argument] = {}
     for name, argument in site.arguments.items():
         found = links.get((site.name, name), ())
-        arguments[name] = replace(argument, links=found)
+        arguments[name] = replace(argument, links=found, design=designs.get((site.name, name)))
     # A parameter that reaches the site other than through its arguments (mask, scale, observed value) makes it opaque.
     through = frozenset().union(*(a.sources for a in arguments.values())) | ({site.point} if site.point else set())
     lowered = (
