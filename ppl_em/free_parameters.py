@@ -35,6 +35,11 @@ def degrees_of_freedom(parameter: Parameter) -> int:
 def num_parameters(program: Program, sites: Mapping[str, Site] | None = None) -> int:
     """Free parameters of a program; an unnormalised probability vector has one direction that changes nothing."""
     total = sum(degrees_of_freedom(p) for p in program.parameters.values())
+    return total - redundant_directions(program, sites)
+
+
+def redundant_directions(program: Program, sites: Mapping[str, Site] | None = None) -> int:
+    """Directions of parameter space that change no density: one for each unnormalised probability vector."""
     redundant: dict[str, int] = {}
     for site in (sites or program.sites).values():
         for argument in site.arguments.values():
@@ -42,4 +47,4 @@ def num_parameters(program: Program, sites: Mapping[str, Site] | None = None) ->
                 parameter = program.parameters[link.parameter]
                 if link.transform.name in ("softmax", "log_softmax", "normalise") and not parameter.frozen:
                     redundant[link.parameter] = parameter.init.numel() // parameter.init.shape[-1]
-    return total - sum(redundant.values())
+    return sum(redundant.values())

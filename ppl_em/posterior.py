@@ -72,10 +72,12 @@ class Posterior:
             A distribution of the site's own kind (Bernoulli, OneHotCategorical, else Categorical over positions in
             the support), batch shape that of the site's plates.
         """
+        return _distribution(self._latent(name), self.probabilities(name))
+
+    def probabilities(self, name: str) -> Tensor:
+        """Posterior probabilities of a latent's values, (*plates, K)."""
         factor = self._block(name).marginal(name)
-        latent = self._latent(name)
-        probs = factor.align((*latent.plates, name))
-        return _distribution(latent, probs.clamp(0, 1))
+        return factor.align((*self._latent(name).plates, name)).clamp(0, 1)
 
     @property
     def marginals(self) -> dict[str, Any]:

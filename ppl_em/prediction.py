@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,26 +34,10 @@ def predict(
     Returns:
         By site, (num_samples, *shape of the observed value).
     """
-    fresh = int(torch.Generator().seed() % 2**31) if seed is None else seed
+    fresh = _fresh(seed)
     latents = posterior.sample(num_samples, fresh) if posterior is not None else {}
-    draws: dict[str, list[Tensor]] = {}
-    with isolated(fresh), torch.no_grad():
-        for i in range(num_samples):
-
-            def assign(name: str, fn: Any, i: int = i) -> Tensor:
-                if name in latents:
-                    return latents[name][i]
-                if name in parameters:
-                    return parameters[name]
-                return fn.sample()
-
-            run = run_program(
-                source.model, source.args, source.kwargs, assign=assign, parameters=parameters, unobserve=True
-            )
-            for name, record in run.records.items():
-                if record.role == "observed":
-                    draws.setdefault(name, []).append(record.value)
-    return {name: torch.stack(values) for name, values in draws.items()}
+    cases = ((parameters, {n: v[i] for n, v in latents.items()}) for i in range(num_samples))
+    return _run(source, cases, fresh)
 
 
 def predict_draws(
@@ -74,11 +58,44 @@ def predict_draws(
         num_samples: number of draws.
         seed: of the draws; None draws afresh.
     """
-    fresh = int(torch.Generator().seed() % 2**31) if seed is None else seed
-    available = min(len(d) for d in draws.values()) if len(draws) else 1
-    samples = []
-    for i in range(num_samples):
-        values = {**parameters, **{n: d[i % available] for n, d in draws.items()}}
-        posterior = None if plan is None else Posterior(plan, values)
-        samples.append(predict(source, values, posterior, 1, fresh + i))
-    return {name: torch.cat([s[name] for s in samples]) for name in samples[0]} if samples else {}
+    fresh = _fresh(seed)
+    available = min((len(d) for d in draws.values()), default=1)
+
+    def cases() -> Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        for i in range(num_samples):
+            values = {**parameters, **{n: d[i % available] for n, d in draws.items()}}
+            latents = {} if plan is None else Posterior(plan, values).sample(1, fresh + i)
+            yield values, {n: v[0] for n, v in latents.items()}
+
+    return _run(source, cases(), fresh)
+
+
+def _fresh(seed: int | None) -> int:
+    return int(torch.Generator().seed() % 2**31) if seed is None else seed
+
+
+def _run(
+    source: Source, cases: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], seed: int
+) -> dict[str, Tensor]:
+    """One run of the program for each (parameters, latents); what is in neither is drawn."""
+    draws: dict[str, list[Tensor]] = {}
+    with isolated(seed), torch.no_grad():
+        for parameters, latents in cases:
+
+            def assign(
+                name: str,
+                fn: Any,
+                parameters: Mapping[str, Tensor] = parameters,
+                latents: Mapping[str, Tensor] = latents,
+            ) -> Tensor:
+                if name in latents:
+                    return latents[name]
+                return parameters[name] if name in parameters else fn.sample()
+
+            run = run_program(
+                source.model, source.args, source.kwargs, assign=assign, parameters=parameters, unobserve=True
+            )
+            for name, record in run.records.items():
+                if record.role == "observed":
+                    draws.setdefault(name, []).append(record.value)
+    return {name: torch.stack(values) for name, values in draws.items()}

@@ -11,11 +11,12 @@ import pandas as pd
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from ppl_em.arviz_bridge import Loo
     from ppl_em.diagnostics.bootstrap import Bootstrap
     from ppl_em.diagnostics.check import Diagnosis
     from ppl_em.diagnostics.information import Information
     from ppl_em.diagnostics.laplace import Draws
-    from ppl_em.diagnostics.predictive import PredictiveCheck
+    from ppl_em.diagnostics.predictive import Pit, PredictiveCheck
     from ppl_em.diagnostics.profile import Profile
     from ppl_em.result import FitResult
 
@@ -128,6 +129,37 @@ class Uncertainty:
         from ppl_em.diagnostics.profile import profile
 
         return profile(self.information, name, tuple(place), level)
+
+    @cached_property
+    def _draw_log_likelihoods(self) -> Tensor:
+        """Log-likelihood (S, n) of each datum at each of the default draws."""
+        from ppl_em.diagnostics.loo import log_likelihood_draws
+
+        return log_likelihood_draws(self.information, self._draws)
+
+    @cached_property
+    def _predictive_draws(self) -> dict[str, Tensor]:
+        from ppl_em.diagnostics.predictive import predictive_draws
+
+        return predictive_draws(self._fit)
+
+    @cached_property
+    def loo(self) -> Loo:
+        """Leave-one-out predictive accuracy on the exact marginal log-likelihood, by ArviZ.
+
+        Raises:
+            PplEmError: the data are not independent, or the draws cannot be trusted.
+        """
+        from ppl_em.diagnostics.loo import loo
+
+        return loo(self._draws, self._draw_log_likelihoods)
+
+    @cached_property
+    def loo_pit(self) -> dict[str, Pit]:
+        """Leave-one-out probability integral transforms by observed column; uniform if predictions are calibrated."""
+        from ppl_em.diagnostics.predictive import loo_pits
+
+        return loo_pits(self._fit)
 
     @cached_property
     def predictive_check(self) -> PredictiveCheck:
