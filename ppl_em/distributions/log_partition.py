@@ -3,8 +3,8 @@
 Forward is the inside pass, backward the hand-written outside pass. Derivatives of derivatives (observed
 information) go through `inside_reference`, which is slower and differentiable to any order.
 
-Ranges: a float32 chart resolves symbols down to 1e-38 of the likeliest symbol over the same words. Where that does
-not suffice (a sentence seems impossible, or a derivative overflows), the pass is repeated in float64.
+Ranges: a float32 chart resolves symbols down to 1e-38 of the likeliest symbol over the same words. Where that
+does not suffice (a sentence seems impossible, or a derivative overflows), the pass is repeated in float64.
 """
 
 from __future__ import annotations
