@@ -25,7 +25,8 @@ class Outcome:
     Attributes:
         step_seconds: Median time of one step, in seconds.
         start_seconds: Median time of a run beyond its steps: tracing, planning, checking the input.
-        spread: Interquartile range of the longer run's times, relative to their median.
+        spread: Interquartile range of the time of one step over rounds, relative to its median. Where it is
+            not small, the number of steps was too small for this machine.
         log_likelihood: Reached after the larger number of steps, in nats.
         seconds: All times of the longer run.
     """
@@ -75,35 +76,36 @@ def race(name: str, task: Task, threads: int, repeats: int) -> dict[str, Outcome
     Raises:
         BenchmarkError: A contender failed, or equal algorithms reached different likelihoods.
     """
-    short, long = task.num_steps
-    times: dict[str, dict[int, list[float]]] = {other: {short: [], long: []} for other in task.contenders}
+    steps = {other: contender.num_steps or task.num_steps for other, contender in task.contenders.items()}
+    times: dict[str, list[tuple[float, float]]] = {other: [] for other in task.contenders}
     reached: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(_worker(name, other, threads)) for other in task.contenders]
         for worker in workers:
             worker.answer()
         for round_ in range(min(repeats, task.max_repeats) + 1):
-            for num_steps in (short, long):
-                for worker in workers:
-                    found = worker.run(num_steps)
-                    if round_ > 0:
-                        times[worker.name][num_steps].append(found["seconds"])
-                    reached[worker.name] = found["log_likelihood"]
+            for worker in workers:
+                short, long = (worker.run(num_steps) for num_steps in steps[worker.name])
+                if round_ > 0:
+                    times[worker.name].append((short["seconds"], long["seconds"]))
+                reached[worker.name] = long["log_likelihood"]
     _check_agreement(task, reached)
-    return {other: _outcome(times[other], task.num_steps, reached[other]) for other in task.contenders}
+    return {other: _outcome(times[other], steps[other], reached[other]) for other in task.contenders}
 
 
-def _outcome(times: dict[int, list[float]], num_steps: tuple[int, int], reached: float) -> Outcome:
+def _outcome(times: list[tuple[float, float]], num_steps: tuple[int, int], reached: float) -> Outcome:
+    """Separates steps from start, round by round: the two runs of a round saw the same machine."""
     short, long = num_steps
-    step = (statistics.median(times[long]) - statistics.median(times[short])) / (long - short)
-    median = statistics.median(times[long])
-    quartiles = statistics.quantiles(times[long], n=4) if len(times[long]) > 1 else [median] * 3
+    steps = [(b - a) / (long - short) for a, b in times]
+    starts = [b - step * long for (_, b), step in zip(times, steps, strict=True)]
+    step = statistics.median(steps)
+    quartiles = statistics.quantiles(steps, n=4) if len(steps) > 1 else [step] * 3
     return Outcome(
         step_seconds=step,
-        start_seconds=median - step * long,
-        spread=(quartiles[2] - quartiles[0]) / median,
+        start_seconds=statistics.median(starts),
+        spread=(quartiles[2] - quartiles[0]) / abs(step),
         log_likelihood=reached,
-        seconds=tuple(times[long]),
+        seconds=tuple(b for _, b in times),
     )
 
 

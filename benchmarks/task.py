@@ -22,10 +22,12 @@ class Contender:
         prepare: Makes data and start (not timed) and returns the timed function.
         same_algorithm: Whether it computes the same EM steps, so that equal numbers of steps must reach equal
             log-likelihoods; False for gradient methods.
+        num_steps: Its own numbers of steps, in place of the task's, where its algorithm is another one.
     """
 
     prepare: Callable[[], Run]
     same_algorithm: bool = True
+    num_steps: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

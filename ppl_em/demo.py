@@ -111,7 +111,8 @@ def draw(result: FitResult, data: pd.DataFrame, path: Path) -> None:
         axes.scatter(*data.to_numpy()[labels == k].T, s=12, color=colour, alpha=0.7, linewidths=0)
         for mass in (0.5, 0.95):
             axes.plot(*ellipse(loc, cov, mass), color=colour, linewidth=1)
-        axes.annotate(f"{weight:.0%}", loc, color=colour, weight="bold", ha="center")
+        box = {"boxstyle": "round", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        axes.annotate(f"{weight:.0%}", loc, color=colour, weight="bold", ha="center", va="center", bbox=box)
     axes.set_xlabel(f"{data.columns[0]} (minutes)")
     axes.set_ylabel(f"{data.columns[1]} (minutes)")
     axes.set_title(_finding(result), fontsize=10)
@@ -159,7 +160,7 @@ def _finding(result: FitResult) -> str:
     weights, loc = result.params["weights"].tolist(), result.params["loc"].tolist()
     kinds = sorted(zip(loc, weights, strict=True))
     parts = [f"{weight:.0%} last {mean[0]:.1f} min after {mean[1]:.0f} min" for mean, weight in kinds]
-    return f"{len(kinds)} kinds of eruption: {', '.join(parts)}"
+    return f"{len(kinds)} kinds of eruption:\n{', '.join(parts)}"
 
 
 def _free_directory(parent: Path) -> Path:

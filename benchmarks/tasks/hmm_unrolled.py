@@ -83,7 +83,10 @@ def trace_enum() -> Run:
 
 TASK = Task(
     what=f"ragged HMM, {N} sequences of up to {T} steps, {K} states, {D} Bernoulli outputs",
-    contenders={"ppl_em": Contender(ours), "TraceEnum_ELBO": Contender(trace_enum, same_algorithm=False)},
-    num_steps=(1, 4),
+    contenders={
+        "ppl_em": Contender(ours),
+        "TraceEnum_ELBO": Contender(trace_enum, same_algorithm=False, num_steps=(1, 3)),
+    },
+    num_steps=(2, 52),
     max_repeats=5,
 )

@@ -26,11 +26,10 @@ def test_every_task_races_ours_against_a_peer() -> None:
 
 
 def test_a_step_costs_the_difference_and_the_start_the_rest() -> None:
-    outcome = race._outcome({2: [1.2, 1.1, 9.0], 12: [2.2, 2.0, 2.4]}, (2, 12), -3.0)
-    assert outcome.step_seconds == pytest.approx(
-        0.1
-    )  # (2.2 - 1.2) / 10: medians, so the outlier counts for nothing
-    assert outcome.start_seconds == pytest.approx(1.0)
+    # A slow machine in the second round, a disturbance in the third.
+    outcome = race._outcome([(1.2, 2.2), (2.4, 4.4), (1.2, 1.3)], (2, 12), -3.0)
+    assert outcome.step_seconds == pytest.approx(0.1)
+    assert outcome.start_seconds == pytest.approx(1.18)
     assert outcome.log_likelihood == -3.0
 
 
