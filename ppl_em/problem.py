@@ -88,7 +88,7 @@ def pose(
     program = trace_program(source, values=values, freeze=names, max_elements=budget / 16)
     _check_values(program, values)
     if weights is not None:
-        program = _weighted(program, weights)
+        program = weighted(program, weights)
     plan = make_plan(program, em.engines or engines, rule_lookup, max_bytes=budget, method=kind)
     start = {n: p.init for n, p in program.parameters.items()}
     return Problem(source, plan, em, svi, start, init, seed, column_names(args, kwargs))
@@ -150,7 +150,7 @@ def _check_values(program: Program, values: Mapping[str, Tensor]) -> None:
             raise ModelError(message("the initial value is outside the constraint", site=name, why=why))
 
 
-def _weighted(program: Program, weights: Any) -> Program:
+def weighted(program: Program, weights: Any) -> Program:
     """The program with one weight per datum as the scale of all sites in the outermost data plate."""
     given = torch.as_tensor(as_tensors(weights))
     plate = program.data_plate

@@ -25,6 +25,7 @@ from ppl_em.status import Status
 from ppl_em.trace.tracing import Source, trace_program
 
 if TYPE_CHECKING:
+    from ppl_em.ir import Program
     from ppl_em.problem import Problem
 
 
@@ -175,10 +176,6 @@ class FitResult(Uncertainty):
 
     def _plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Plan:
         """The plan for given data (the training data if none are given)."""
-        from ppl_em.fitting import ENGINES
-        from ppl_em.plan.plan import make_plan
-        from ppl_em.problem import rule_lookup
-
         if not args and not kwargs:
             if isinstance(self.plan, Plan):
                 return self.plan
@@ -188,6 +185,14 @@ class FitResult(Uncertainty):
                 )
         source = self._source_for(args, kwargs)
         program = trace_program(source, values=self._values, freeze=(), witness=False)
+        return self._plan_of(program)
+
+    def _plan_of(self, program: Program) -> Plan:
+        """The plan for a program, by the engines of the fit."""
+        from ppl_em.fitting import ENGINES
+        from ppl_em.plan.plan import make_plan
+        from ppl_em.problem import rule_lookup
+
         return make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
 
     def _source_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Source:
