@@ -63,7 +63,7 @@ def torch_struct() -> Run:
 
 
 TASK = Task(
-    what=f"inside–outside, {SENTENCES} sentences of {WORDS} words, {NT} nonterminals, {PT} preterminals, float32",
+    what=f"PCFG of {NT} nonterminals, {PT} preterminals, {SENTENCES} sentences of {WORDS} words, float32",
     contenders={"ppl_em": Contender(ours), "torch-struct": Contender(torch_struct)},
     num_steps=(1, 2),
     tolerance=0.1,  # nats in about 9,000: torch-struct sums logs in float32

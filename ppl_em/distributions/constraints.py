@@ -7,12 +7,20 @@ from math import isqrt
 import torch
 from torch import Tensor
 from torch.distributions import StickBreakingTransform, Transform, biject_to, transform_to
-from torch.distributions.constraints import Constraint, real_vector
+from torch.distributions.constraints import Constraint, real_vector, simplex
 from torch.distributions.transforms import SoftmaxTransform
 
 from ppl_em.errors import DataError, message
 
-__all__ = ["padded_labels", "square_simplex"]
+__all__ = ["padded_labels", "square_simplex", "table_simplex"]
+
+
+class _TableSimplex(type(simplex)):
+    """The simplex, with a tolerance that suits sums of many float32 numbers."""
+
+    def check(self, value: Tensor) -> Tensor:
+        tolerance = 1e-6 if value.dtype is torch.float64 else 1e-4
+        return (value >= 0).all(-1) & ((value.double().sum(-1) - 1).abs() < tolerance)
 
 
 class _SquareSimplex(Constraint):
@@ -21,9 +29,7 @@ class _SquareSimplex(Constraint):
     event_dim = 2
 
     def check(self, value: Tensor) -> Tensor:
-        flat = value.flatten(-2)
-        tolerance = 1e-6 if value.dtype is torch.float64 else 1e-4
-        return (flat >= 0).all(-1) & ((flat.double().sum(-1) - 1).abs() < tolerance)
+        return table_simplex.check(value.flatten(-2))
 
 
 class padded_labels(Constraint):  # noqa: N801 - constraints are spelled in lower case
@@ -121,7 +127,10 @@ class _SquareSimplexTransform(Transform):
         return self.flat.inverse_shape(torch.Size((*shape[:-2], shape[-2] * shape[-1])))
 
 
+table_simplex = _TableSimplex()
 square_simplex = _SquareSimplex()
+biject_to.register(_TableSimplex, lambda constraint: StickBreakingTransform())
+transform_to.register(_TableSimplex, lambda constraint: SoftmaxTransform())
 
 
 @biject_to.register(_SquareSimplex)

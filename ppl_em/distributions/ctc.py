@@ -126,11 +126,9 @@ class CTC(StructuredDistribution):
         Returns:
             For each element of the batch (row-major) up to `beam_width` label sequences, most probable first.
         """
-        frames = self.logits.shape[-2]
         log_probs = self.logits.detach().log_softmax(-1).double().expand(*self.batch_shape, -1, -1)
-        lengths = torch.tensor(frames) if self.input_lengths is None else self.input_lengths
         flat = log_probs.reshape(-1, *log_probs.shape[-2:]).cpu().numpy()
-        used = lengths.expand(self.batch_shape).reshape(-1).tolist()
+        used = self._frames().expand(self.batch_shape).reshape(-1).tolist()
         return [prefix_beam_search(x[:n], self.blank, beam_width) for x, n in zip(flat, used, strict=True)]
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
@@ -138,10 +136,11 @@ class CTC(StructuredDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))[:-1]
         with torch.no_grad():
             log_probs = self.logits.log_softmax(-1).expand(*shape, -1, -1)
-            lengths = (self._frames().expand(shape), self.target_lengths)
-            targets = None if lengths[1] is None else lengths[1].expand(shape).reshape(-1)
+            lengths = self._frames().expand(shape).reshape(-1)
+            targets = self.target_lengths
+            targets = None if targets is None else targets.expand(shape).reshape(-1)
             flat = log_probs.reshape(-1, *log_probs.shape[-2:])
-            drawn = sample_label_sequences(flat, lengths[0].reshape(-1), targets, self.blank)
+            drawn = sample_label_sequences(flat, lengths, targets, self.blank)
         return drawn[:, : self.event_shape[0]].reshape(*shape, self.event_shape[0])
 
     def expected_counts(self, value: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
@@ -186,7 +185,9 @@ class CTC(StructuredDistribution):
         )
 
     def _frames(self) -> Tensor:
-        return torch.tensor(self.logits.shape[-2]) if self.input_lengths is None else self.input_lengths
+        if self.input_lengths is not None:
+            return self.input_lengths
+        return torch.tensor(self.logits.shape[-2], device=self.logits.device)
 
     def _log_prob(self, log_probs: Tensor, value: Tensor) -> Tensor:
         flat, spelling, targets, batch = self._arrange(log_probs, value)

@@ -35,7 +35,7 @@ def sample_sentences(
     draws = shape.numel()
     tables = [(root, 1), (rules, 3), (emissions, 2)]
     flat = [x.detach().reshape(-1, *x.shape[x.dim() - event :]) for x, event in tables]
-    rows = [_rows(x.shape[: x.dim() - event], shape) for x, event in tables]
+    rows = [_rows(x.shape[: x.dim() - event], shape, x.device) for x, event in tables]
     if lengths is None:
         symbols, owners = _derive(flat[0], flat[1], rows[0], rows[1], rules.shape[-3])
     else:
@@ -110,6 +110,6 @@ def _categorical(probs: Tensor) -> Tensor:
     return torch.multinomial(probs, 1).squeeze(-1)
 
 
-def _rows(batch: torch.Size, shape: torch.Size) -> Tensor:
+def _rows(batch: torch.Size, shape: torch.Size, device: torch.device) -> Tensor:
     """Returns, for each draw, the row of an argument whose batch dims were flattened."""
-    return torch.arange(batch.numel()).reshape(batch).expand(shape).reshape(-1)
+    return torch.arange(batch.numel(), device=device).reshape(batch).expand(shape).reshape(-1)

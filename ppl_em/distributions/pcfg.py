@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ppl_em.distributions.batching import Layout
-from ppl_em.distributions.constraints import padded_labels, square_simplex
+from ppl_em.distributions.constraints import padded_labels, square_simplex, table_simplex
 from ppl_em.distributions.generation import sample_sentences
 from ppl_em.distributions.log_partition import log_partition
 from ppl_em.distributions.pcfg_posterior import PCFGPosterior
@@ -61,9 +61,9 @@ class PCFG(StructuredDistribution):
     """
 
     arg_constraints = {  # pyright: ignore[reportAssignmentType]
-        "root": constraints.simplex,
+        "root": table_simplex,
         "rules": square_simplex,
-        "emissions": constraints.simplex,
+        "emissions": table_simplex,
     }
     counted = ("root", "rules", "emissions")
 

@@ -231,6 +231,14 @@ def test_rule_tables_have_a_parametrisation() -> None:
         torch.testing.assert_close(transform(transform.inv(rules)), rules, rtol=0, atol=EXACT)
 
 
+def test_large_float32_tables_are_valid() -> None:
+    tables = torch.randn(40, 20_000, dtype=torch.float32).softmax(-1)
+    constraint = PCFG.arg_constraints["emissions"]
+    assert constraint.check(tables).all()
+    assert not constraint.check(1.01 * tables).any()
+    assert constraint.check(torch.distributions.transform_to(constraint)(torch.randn(3, 5))).all()
+
+
 def test_observed_in_a_pyro_program_with_a_masked_plate() -> None:
     grammar = random_grammar(2, 2, 3)
     value = torch.randint(3, (4, 5))
