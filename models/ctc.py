@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import pyro
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from ppl_em.distributions import CTC
 
+DIGITS = Path(__file__).parent / "data" / "digits.npz"
 BLANK = 10
 COLUMNS_PER_FRAME = 2
 
@@ -100,7 +100,8 @@ def load(path: str | Path | None = None) -> tuple[Tensor, Tensor, Tensor]:
 
 def digit_lines(count: int, held_out: bool, fewest: int = 3, most: int = 7) -> tuple[Tensor, Tensor, Tensor]:
     """Returns `count` lines of `fewest` to `most` digits from the training or the held-out images."""
-    images, labels = load_digits(return_X_y=True)
+    with np.load(DIGITS) as bundled:
+        images, labels = bundled["images"], bundled["labels"]
     shuffled = np.random.default_rng(0).permutation(len(images))
     chosen = shuffled[1437:] if held_out else shuffled[:1437]
     generator = np.random.default_rng(2 if held_out else 1)
@@ -108,7 +109,7 @@ def digit_lines(count: int, held_out: bool, fewest: int = 3, most: int = 7) -> t
     lengths = generator.integers(fewest, most + 1, count)
     for row, length in enumerate(lengths):
         drawn = generator.choice(chosen, length)
-        lines[row, :, : 8 * length] = np.hstack(images[drawn].reshape(length, 8, 8)) / 16
+        lines[row, :, : 8 * length] = np.hstack(list(images[drawn])) / 16
         digits[row, :length] = labels[drawn]
     pixels = torch.tensor(lines, dtype=torch.get_default_dtype())
     return pixels, torch.tensor(8 * lengths), torch.tensor(digits)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from models import ctc
 from ppl_em.distributions import CTC
@@ -48,6 +50,13 @@ def test_data_and_program(untrained: None) -> None:
     torch.testing.assert_close(trace.log_prob_sum(), expected.sum())
     drawn = ctc.model(lines[:5], columns[:5])
     assert ((drawn >= -1) & (drawn < 10)).all()
+
+
+def test_the_images_are_those_of_scikit_learn() -> None:
+    images, labels = load_digits(return_X_y=True)
+    with np.load(ctc.DIGITS) as bundled:
+        assert np.array_equal(bundled["images"].reshape(-1, 64), images)
+        assert np.array_equal(bundled["labels"], labels)
 
 
 def test_edit_distance_and_error_rate() -> None:
