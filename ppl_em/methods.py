@@ -16,6 +16,11 @@ def _positive(name: str, value: float | None, *, zero: bool = False) -> None:
         raise PlanError(message(f"{name} must be {'non-negative' if zero else 'positive'}", value=value))
 
 
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise PlanError(message(f"unknown {name}", value=value, hint=", ".join(f'"{c}"' for c in choices)))
+
+
 @dataclass(frozen=True)
 class EM:
     """Settings of expectation–maximisation.
@@ -61,33 +66,60 @@ class SVI:
     """Settings of stochastic variational inference.
 
     Args:
-        max_steps: gradient steps at most.
+        max_steps: gradient steps at most; 0 evaluates the bound at the start.
         lr: learning rate of the default optimiser (Adam).
+        schedule: ``"cosine"`` lets the default optimiser's rate fall to zero over ``max_steps``; ``"constant"`` keeps it.
         optim: a function from parameters to a ``torch.optim.Optimizer``; None is Adam with ``lr``.
-        loss: ``"elbo"`` or ``"iwae"``.
+        loss: ``"elbo"``, or ``"iwae"`` with ``num_particles`` importance samples.
         num_particles: draws per datum and step.
-        batch_size: data per step for tensors in memory; None uses all.
+        batch_size: data per step for tensors in memory; None uses all (or what the plate declares).
+        covariance: of the automatic guide over the latents of one datum: ``"diagonal"`` or ``"full"``.
+        globals: ``"point"`` (maximum a posteriori) or ``"mean-field"`` for global continuous latents.
+        hidden: widths of the automatic encoder's hidden layers.
         encoder: a module that maps observations to a distribution, in place of the automatic one.
         num_data: full number of data, where a loader does not tell.
-        validation: fraction of the data held out for early stopping (0 for none).
-        callback: called with the state after every step.
+        validation: fraction of the data held out for early stopping (0 for none), or held-out data: the model's
+            arguments as a tuple, or a loader.
+        patience: looks at the held-out bound without improvement before the fit stops.
+        check_every: steps between two looks; None looks after every pass through the data, 100 steps apart at least.
+        closed_form: parameters that admit a closed-form update get it, from statistics averaged over steps.
+        evaluation_particles: draws per datum for the objective at the returned parameters.
+        callback: called with the state after every step; may raise ``StopIteration`` to end the fit.
+
+    Example:
+        >>> SVI(max_steps=100, batch_size=32).lr
+        0.001
     """
 
     max_steps: int = 5_000
     lr: float = 1e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     optim: Callable[[Any], Any] | None = None
     loss: Literal["elbo", "iwae"] = "elbo"
     num_particles: int = 1
     batch_size: int | None = None
+    covariance: Literal["diagonal", "full"] = "diagonal"
+    globals: Literal["point", "mean-field"] = "point"
+    hidden: tuple[int, ...] = (128, 128)
     encoder: Any = None
     num_data: int | None = None
     validation: float | Any = 0.0
+    patience: int = 10
+    check_every: int | None = None
+    closed_form: bool = True
+    evaluation_particles: int = 16
     callback: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         _positive("max_steps", self.max_steps, zero=True)
-        _positive("lr", self.lr)
-        _positive("num_particles", self.num_particles)
+        for name in ("lr", "num_particles", "batch_size", "num_data", "patience", "check_every", "evaluation_particles"):
+            _positive(name, getattr(self, name))
+        _one_of("schedule", self.schedule, ("cosine", "constant"))
+        _one_of("loss", self.loss, ("elbo", "iwae"))
+        _one_of("covariance", self.covariance, ("diagonal", "full"))
+        _one_of("globals", self.globals, ("point", "mean-field"))
+        if isinstance(self.validation, float) and not 0.0 <= self.validation < 1.0:
+            raise PlanError(message("the validation fraction must lie in [0, 1)", value=self.validation))
 
 
 @dataclass(frozen=True)

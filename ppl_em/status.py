@@ -9,9 +9,10 @@ class Status(Enum):
     """How a fit ended; the values are sentences."""
 
     CONVERGED = "The estimated remaining gain is below the tolerance."
+    HELD_OUT = "The bound on held-out data stopped improving; the values that were best on them are returned."
     EVALUATED = "No steps were asked for: the objective was evaluated at the start."
     OUT_OF_STEPS = "The fit ran out of steps before the estimated remaining gain fell below the tolerance."
-    ALL_STEPS = "All steps that were asked for were taken (tol=0); convergence was not tested."
+    ALL_STEPS = "All steps that were asked for were taken; convergence was not tested."
     DEGENERATE = "A component collapsed: its likelihood is unbounded, and the fit stopped before numbers overflowed."
     NOT_MONOTONE = "A step lowered the objective beyond rounding: an M-step rule or an engine is wrong for this program."
     NON_FINITE = "The objective became infinite or undefined."

@@ -1,0 +1,1 @@
+"""Stochastic variational inference: guides built from the program, the bound, its gradient steps, what comes out."""

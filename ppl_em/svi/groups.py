@@ -1,0 +1,185 @@
+"""Latents that are drawn together: those of the same plates, mean-field or with one joint covariance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_em.errors import ModelError, message
+from ppl_em.svi.families import Family, PushforwardNormal, family_for, is_identity, softplus_scale
+from ppl_em.trace.run import Record
+
+#: Draws a value: site name, distribution, and for an auxiliary variable the latent whose plates it shares.
+Sample = Callable[[str, Any, str | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A latent of a group.
+
+    Args:
+        name: site name.
+        shape: shape of the value of one element of all plates (undeclared batch dimensions, then the event).
+        support: of one such value.
+        family: its variational family.
+    """
+
+    name: str
+    shape: torch.Size
+    support: constraints.Constraint
+    family: Family
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents of the same plates.
+
+    Args:
+        plates: (plate, dimension from the right), leftmost first.
+        members: the latents.
+        joint: one normal distribution with full covariance for all of them, in unconstrained space.
+    """
+
+    plates: tuple[tuple[str, int], ...]
+    members: tuple[Member, ...]
+    joint: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the plates."""
+        return tuple(n for n, _ in self.plates)
+
+    @property
+    def num_inputs(self) -> int:
+        """How many unconstrained numbers determine the group's distribution, for one element of its plates."""
+        if not self.joint:
+            return sum(m.family.num_inputs for m in self.members)
+        size = sum(m.family.size for m in self.members)  # type: ignore[attr-defined]
+        return 2 * size + size * (size - 1) // 2
+
+    def positioned(self, inputs: Tensor) -> Tensor:
+        """(*plates, F) with size-1 dimensions where the plates leave gaps in the batch shape."""
+        if not self.plates:
+            return inputs
+        left, right = self.plates[0][1], self.plates[-1][1]
+        if right - left + 1 == len(self.plates):
+            return inputs
+        sizes = {d: n for (_, d), n in zip(self.plates, inputs.shape, strict=False)}
+        return inputs.reshape(*(sizes.get(d, 1) for d in range(left, right + 1)), inputs.shape[-1])
+
+    def draw(self, inputs: Tensor, sample: Sample) -> dict[str, Tensor]:
+        """One reparameterised draw, values by latent.
+
+        Args:
+            inputs: (*plates, num_inputs).
+            sample: draws from a distribution under a name.
+        """
+        inputs = self.positioned(inputs)
+        if self.joint:
+            return self._draw_joint(inputs, sample)
+        values, at = {}, 0
+        for member in self.members:
+            fn = member.family(inputs[..., at : at + member.family.num_inputs])
+            at += member.family.num_inputs
+            values[member.name] = sample(member.name, fn, None)
+        return values
+
+    def _draw_joint(self, inputs: Tensor, sample: Sample) -> dict[str, Tensor]:
+        families: list[PushforwardNormal] = [m.family for m in self.members]  # type: ignore[misc]
+        sizes = [f.size for f in families]
+        size = sum(sizes)
+        loc, raw, below = inputs.split([size, size, size * (size - 1) // 2], -1)
+        base_loc, base_scale = torch.cat([f.loc for f in families]), torch.cat([f.scale for f in families])
+        tril = torch.diag_embed(softplus_scale(raw))
+        if size > 1:
+            rows, columns = torch.tril_indices(size, size, -1, device=inputs.device)
+            tril[..., rows, columns] = below
+        loc, tril = torch.addcmul(base_loc, base_scale, loc), base_scale.unsqueeze(-1) * tril
+        fn = dist.MultivariateNormal(loc, scale_tril=tril, validate_args=False)
+        first = self.members[0]
+        if len(self.members) == 1 and first.shape == (size,) and is_identity(families[0].transform):
+            return {first.name: sample(first.name, fn, None)}
+        together = sample(f"_{first.name}_joint", fn, first.name)
+        return {
+            m.name: sample(m.name, _carried(m, f, piece), None)
+            for m, f, piece in zip(self.members, families, together.split(sizes, -1), strict=True)
+        }
+
+    def free_values(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained, standardised values of all members that have a bijection, (batch, n)."""
+        parts = []
+        for member in self.members:
+            family = member.family
+            if isinstance(family, PushforwardNormal):
+                value = values[member.name]
+                free = family.transform.inv(value)
+                flat = free.reshape(value.shape[: value.dim() - len(member.shape)] + (-1,))
+                parts.append((flat - family.loc) / family.scale)
+        return torch.cat(parts, -1) if parts else torch.zeros(0)
+
+
+def _carried(member: Member, family: PushforwardNormal, piece: Tensor) -> Any:
+    """A point mass at the image of unconstrained values, with the density of the change of variables."""
+    free = family.shaped(piece)
+    value = family.transform(free)
+    change = family.transform.log_abs_det_jacobian(free, value)
+    batch = value.dim() - len(member.shape)
+    while change.dim() > batch:
+        change = change.sum(-1)
+    return dist.Delta(value, -change, event_dim=len(member.shape), validate_args=False)
+
+
+def group_latents(
+    names: Sequence[str], records: Mapping[str, Record], draws: Mapping[str, Tensor], covariance: str
+) -> list[Group]:
+    """Latents grouped by their plates, those of fewer plates first.
+
+    Args:
+        names: latents to be drawn, in program order.
+        records: their sites in a run.
+        draws: (n, *shape of the site's value) draws from their priors.
+        covariance: ``"diagonal"`` or ``"full"``.
+
+    Raises:
+        ModelError: a batch dimension between plates that is no plate.
+    """
+    found: dict[tuple[tuple[str, int], ...], list[Member]] = {}
+    for name in names:
+        record = records[name]
+        plates = tuple((n, d) for d, n in sorted((f.dim, f.name) for f in record.frames if f.dim is not None))
+        found.setdefault(plates, []).append(_member(record, plates, draws[name]))
+    groups = []
+    for plates, members in sorted(found.items(), key=lambda item: len(item[0])):
+        joint = covariance == "full" and all(isinstance(m.family, PushforwardNormal) for m in members)
+        groups.append(Group(plates, tuple(members), joint))
+    return groups
+
+
+def _member(record: Record, plates: tuple[tuple[str, int], ...], draws: Tensor) -> Member:
+    fn = record.fn
+    rank = len(fn.batch_shape)
+    right = plates[-1][1] if plates else -rank - 1
+    dims = {d for _, d in plates}
+    between = [d for d in range(-rank, right) if d not in dims and fn.batch_shape[d] > 1]
+    if between:
+        raise ModelError(
+            message(
+                "a batch dimension to the left of a plate is no plate itself",
+                site=record.name,
+                value=f"dimension {between[0]} of size {fn.batch_shape[between[0]]}",
+                hint="pyro.plate for it, or .to_event()",
+            )
+        )
+    inner = torch.Size(fn.batch_shape[rank + right + 1 :])
+    shape = inner + fn.event_shape
+    support = fn.support
+    if inner:
+        support = constraints.independent(support, len(inner))
+    flat = draws.reshape((-1, *shape))
+    return Member(record.name, shape, support, family_for(record.name, support, shape, flat))

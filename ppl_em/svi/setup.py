@@ -1,0 +1,113 @@
+"""From a plan to everything that the loop needs: guide, variables, trainer, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_em.errors import PlanError, message
+from ppl_em.methods import SVI
+from ppl_em.plan.plan import Plan
+from ppl_em.svi.automatic import AutomaticGuide
+from ppl_em.svi.batch import Batch
+from ppl_em.svi.batches import Batches, Cut, Loader, Rows, Whole, default_batch_size, split_rows
+from ppl_em.svi.guides import AutomaticRun, GuideRun
+from ppl_em.svi.trainer import Trainer
+from ppl_em.svi.variables import Variables
+from ppl_em.trace.tracing import Source
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A fit by SVI that is ready to run.
+
+    Args:
+        source: program and data.
+        plan: the plan.
+        guide: draws the sampled latents.
+        trainer: takes gradient steps.
+        train: the data to train on.
+        held_out: data for early stopping, or None.
+        batch_size: data in a step.
+        num_values: observed numbers in the data to train on.
+    """
+
+    source: Source
+    plan: Plan
+    guide: GuideRun
+    trainer: Trainer
+    train: Batches
+    held_out: Batches | None
+    batch_size: int
+    num_values: int
+
+    def fitted_guide(self, values: Mapping[str, Tensor]) -> Any:
+        """The guide as an ordinary Pyro guide with given parameter values."""
+        return self.guide.callable
+
+
+def prepare(
+    source: Source, plan: Plan, settings: SVI, guide: Any, init: Mapping[str, Tensor], weights: Tensor | None
+) -> Setup:
+    """Build guide, variables and batches for a plan.
+
+    Args:
+        source: the program and its data.
+        plan: the plan.
+        settings: of SVI.
+        guide: the user's guide, or None.
+        init: constrained start values by name.
+        weights: one weight per datum, or None.
+
+    Raises:
+        ModelError: the guide does not fit the program.
+        PlanError: the settings cannot be had for these data.
+    """
+    program = plan.program
+    run: GuideRun = AutomaticRun(
+        AutomaticGuide(program, source, covariance=settings.covariance, hidden=settings.hidden, encoder=settings.encoder)
+    )
+    parameters = {**program.parameters, **run.parameters}
+    variables = Variables(parameters, init)
+    trainer = Trainer(plan, source.model, run, variables, settings)
+    train, held_out, size = _data(source, plan, settings, run, weights)
+    return Setup(source, plan, run, trainer, train, held_out, size, num_values(plan))
+
+
+def num_values(plan: Plan) -> int:
+    """Observed numbers: elements of all observed values."""
+    return sum(s.value.tensor.numel() for s in plan.program.sites.values() if s.role == "observed")
+
+
+def _data(
+    source: Source, plan: Plan, settings: SVI, run: GuideRun, weights: Tensor | None
+) -> tuple[Batches, Batches | None, int]:
+    program = plan.program
+    plate = program.data_plate
+    size = program.plates[plate].size if plate is not None else 1
+    observed, columns = None, ()
+    if isinstance(run, AutomaticRun):
+        guide: AutomaticGuide = run.callable
+        start = {n: p.init for n, p in program.parameters.items()}
+        observed, columns = guide.read(source.args, source.kwargs, start, source.batch), guide.columns
+    declared = None if plate is None or source.batch else source_declared(run, plate)
+    batch_size = default_batch_size(size, declared, settings.batch_size)
+    fraction = settings.validation if isinstance(settings.validation, float) else 0.0
+    if batch_size is None and fraction == 0.0:
+        whole = Whole(Batch(source.args, source.kwargs, size, plate=plate, weights=weights, observed=observed, keep_subsamples=source.batch))
+        return whole, None, size
+    cut = Cut(source, program, observed, columns, weights)
+    chosen = batch_size or size
+    if fraction == 0.0:
+        return Rows(cut, torch.arange(size), chosen), None, min(chosen, size)
+    kept, held = split_rows(size, fraction, torch.Generator().manual_seed(source.seed))
+    return Rows(cut, kept, chosen), Rows(cut, held, max(chosen, 1)), min(chosen, len(kept))
+
+
+def source_declared(run: GuideRun, plate: str) -> int | None:
+    """Subsample size that the program's plate declares."""
+    return run.callable.declared.get(plate) if isinstance(run, AutomaticRun) else None

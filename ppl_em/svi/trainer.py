@@ -1,0 +1,156 @@
+"""One gradient step on the bound: draw, score, differentiate, move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_em.methods import SVI
+from ppl_em.plan.plan import Plan
+from ppl_em.svi.batch import Batch
+from ppl_em.svi.bound import Bound, Terms
+from ppl_em.svi.guides import GuideRun
+from ppl_em.svi.variables import Variables
+
+
+class NonFinite(ArithmeticError):
+    """A loss that is no number; carries the site that made it so.
+
+    Attributes:
+        site: its name.
+    """
+
+    def __init__(self, site: str) -> None:
+        super().__init__(f"the bound is not finite at site '{site}'")
+        self.site = site
+
+
+@dataclass
+class Trainer:
+    """Everything that a gradient step needs.
+
+    Args:
+        plan: the plan.
+        model: the program.
+        guide: draws the sampled latents.
+        variables: parameters of both.
+        settings: of SVI.
+    """
+
+    plan: Plan
+    model: Any
+    guide: GuideRun
+    variables: Variables
+    settings: SVI
+
+    def __post_init__(self) -> None:
+        self.bound = Bound(self.plan, self.model, self.guide.mean_field)
+        make: Callable[[list[Tensor]], torch.optim.Optimizer] | None = self.settings.optim
+        trained = self.variables.trained
+        self.optimiser = (make or self._adam)(trained) if trained else None
+        self.trained = trained
+
+    def _adam(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
+        fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
+        return torch.optim.Adam(tensors, lr=self.settings.lr, fused=fused)
+
+    def anneal(self, step: int) -> None:
+        """Set the learning rate of the default optimiser for a step: half a cosine down to zero."""
+        if self.settings.optim is not None or self.settings.schedule == "constant" or self.optimiser is None:
+            return
+        rate = 0.5 * self.settings.lr * (1 + math.cos(math.pi * step / max(1, self.settings.max_steps)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+    def step(self, batch: Batch) -> float:
+        """One gradient step.
+
+        Returns:
+            The estimate of the bound on all data before the step, nats.
+
+        Raises:
+            NonFinite: the estimate is no number; nothing has been moved.
+        """
+        objective, terms = self.estimate(batch, self.settings.num_particles)
+        value = float(objective.detach())
+        if not math.isfinite(value):
+            raise NonFinite(first_non_finite(terms))
+        if self.optimiser is not None:
+            self.optimiser.zero_grad()
+            (-objective).backward()
+            self.optimiser.step()
+        return value
+
+    def estimate(self, batch: Batch, num_particles: int) -> tuple[Tensor, Terms]:
+        """Differentiable estimate of the objective on all data, with its summands."""
+        parameters = self.variables.constrained()
+        if self.settings.loss == "iwae" and num_particles > 1:
+            return self._importance_weighted(batch, parameters, num_particles)
+        terms: Terms = []
+        for _ in range(num_particles):
+            terms += self.bound.terms(batch, parameters, self.guide.draw(batch, parameters))
+        total = sum_terms(terms)
+        return (total if num_particles == 1 else total / num_particles), terms
+
+    def _importance_weighted(
+        self, batch: Batch, parameters: Mapping[str, Tensor], num_particles: int
+    ) -> tuple[Tensor, Terms]:
+        """Σ_n log (1/K) Σ_k p(x_n, z_nk) / q(z_nk | x_n), plus what lies outside the data plate.
+
+        Reference:
+            Burda, Y., Grosse, R. & Salakhutdinov, R. (2016). Importance weighted autoencoders. ICLR.
+        """
+        weights, outside = [], []
+        for _ in range(num_particles):
+            inside, rest = self.bound.split(batch, parameters, self.guide.draw(batch, parameters))
+            weights.append(inside)
+            outside.append(rest)
+        bound = torch.logsumexp(torch.stack(weights), 0) - math.log(num_particles)
+        scaled = bound * self.bound.data_scale(batch)
+        total = scaled.sum() + torch.stack(outside).mean()
+        return total, [("importance weights", scaled.sum()), ("priors", torch.stack(outside).mean())]
+
+    @torch.no_grad()
+    def evaluate(self, shares: Sequence[tuple[float, Batch]], num_particles: int) -> float:
+        """The bound on all data at the present parameters, nats, in float64.
+
+        Args:
+            shares: batches with their share of the data.
+            num_particles: draws for each datum.
+        """
+        parameters = self.variables.constrained()
+        total = 0.0
+        for share, batch in shares:
+            part = 0.0
+            for _ in range(num_particles):
+                terms = self.bound.terms(batch, parameters, self.guide.draw(batch, parameters))
+                part += float(sum_terms([(n, t.double()) for n, t in terms]))
+            total += share * part / num_particles
+        return total
+
+    @torch.no_grad()
+    def per_datum(self, batch: Batch, num_particles: int) -> Tensor:
+        """The bound of each datum of a batch, mean over draws, (size,) float64 nats."""
+        parameters = self.variables.constrained()
+        total = torch.zeros(batch.size, dtype=torch.float64)
+        for _ in range(num_particles):
+            total += self.bound.per_datum(batch, parameters, self.guide.draw(batch, parameters))
+        return total / num_particles
+
+
+def sum_terms(terms: Terms) -> Tensor:
+    """Sum of all summands."""
+    total = terms[0][1]
+    for _, value in terms[1:]:
+        total = total + value
+    return total
+
+
+def first_non_finite(terms: Terms) -> str:
+    """Name of the first summand that is no number."""
+    return next((n for n, v in terms if not math.isfinite(float(v.detach()))), "the sum")
