@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
+import inspect
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,10 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_em import arviz_bridge
+from ppl_em.arviz_stacking import Variables, stacked
 from ppl_em.errors import PplEmError
 from ppl_em.ir import Program
+from ppl_em.per_datum import separate
 from ppl_em.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,24 +26,26 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 PREDICTIVE_DRAWS = 50
-"""Enough for a predictive check; more would only make the picture slow."""
+"""Reconstructions: enough for a picture."""
 
-MAX_PREDICTIVE_RUNS = 10_000
+MAX_PREDICTIVE_RUNS = 20_000
 """Predictive draws are left out where they would take more sample statements than this."""
-
-Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
-"""Arrays by name, each with its dimension names."""
 
 
 def to_arviz(result: FitResult) -> Any:
     """Puts a fit into ArviZ's own object.
 
-    The groups are ``point_estimate`` (parameters and point-estimated latents), ``observed_data``,
-    ``log_likelihood`` (per datum, at the estimate), ``posterior_latent`` (probabilities of the states of
-    discrete latents), ``posterior_predictive``, ``em_trace`` and ``em_restarts``. A point estimate is not
-    repeated as draws: there is no group ``posterior`` without draws of the parameters. Sites ``x_0 … x_T``
-    are one variable ``x`` with the dimension ``x_time``. Of a loaded result without data there are only the
-    groups that need none.
+    The groups are ``posterior`` (Laplace draws of the parameters, importance-resampled; its attributes hold their
+    k-hat), ``sample_stats`` (``lp``, the objective at each draw), ``log_likelihood`` (exact, per datum, at each
+    draw), ``posterior_predictive`` (latents drawn anew), ``reconstruction`` (latents from their posterior),
+    ``observed_data``, ``constant_data`` (other arguments of the model), ``point_estimate``,
+    ``point_log_likelihood`` (per datum, at the estimate), ``posterior_latent`` (probabilities of the states of
+    discrete latents), ``em_trace`` and ``em_restarts``.
+
+    A point estimate is not repeated as draws: where there are no draws of the parameters, there are no groups
+    ``posterior``, ``sample_stats`` and ``log_likelihood``, and the attribute ``posterior_absent`` says why. Sites
+    ``x_0 … x_T`` are one variable ``x`` with the dimension ``x_time``. Of a loaded result without data there are
+    only the groups that need none.
 
     Args:
         result: A fit.
@@ -60,11 +64,19 @@ def to_arviz(result: FitResult) -> Any:
     }
     if isinstance(result.plan, Plan):
         program = result.plan.program
-        groups["observed_data"] = _stacked(_observed(program))
-        groups["log_likelihood"] = _log_likelihood(result, groups["observed_data"])
-        groups["posterior_latent"] = _stacked(_latents(result, program))
-        groups["posterior_predictive"] = _predictive(result, program)
-    return arviz_bridge.to_native(_datasets(groups, _coords(result, groups)), _attrs(result))
+        groups["observed_data"] = stacked(_observed(program))
+        groups["constant_data"] = _constant(result, program)
+        groups["point_log_likelihood"] = _point_log_likelihood(result, groups["observed_data"])
+        groups["posterior_latent"] = stacked(_latents(result, program))
+        groups |= _draws(result, groups["observed_data"])
+        groups |= _predictive(result, program)
+    datasets = _datasets(groups, _coords(result, groups))
+    attrs = _attrs(result)
+    if "posterior" in datasets:
+        datasets["posterior"] = datasets["posterior"].assign_attrs(arviz_bridge.encode(_draw_attrs(result)))
+    elif (why := _why_no_draws(result)) is not None:
+        attrs["posterior_absent"] = why
+    return arviz_bridge.to_native(datasets, attrs)
 
 
 def _datasets(groups: Mapping[str, Variables], coords: Mapping[str, Any]) -> dict[str, xr.Dataset]:
@@ -136,13 +148,68 @@ def _observed(program: Program) -> Variables:
     return found
 
 
-def _log_likelihood(result: FitResult, observed: Variables) -> Variables:
-    """Log marginal likelihood per datum, as one draw; named by the observed site where there is but one."""
-    log_prob = result.log_prob()
+def _scored_name(result: FitResult, observed: Variables) -> tuple[str, tuple[str, ...]]:
+    """Name and dimensions of the log-likelihood: the observed site's where there is but one."""
     plate = result.plan.program.data_plate
     name = next(iter(observed)) if len(observed) == 1 else "log_likelihood"
-    dims = (plate,) if log_prob.dim() == 1 and plate is not None else ()
-    return {name: ((*arviz_bridge.SAMPLE_DIMS, *dims), log_prob.detach().cpu().numpy()[None, None])}
+    return name, (plate,) if plate is not None and separate(result.plan) else ()
+
+
+def _point_log_likelihood(result: FitResult, observed: Variables) -> Variables:
+    """Log marginal likelihood per datum, at the estimate."""
+    name, dims = _scored_name(result, observed)
+    return {name: (dims, result.log_prob().detach().cpu().numpy())}
+
+
+def _why_no_draws(result: FitResult) -> str | None:
+    """Why there are no draws of the parameters; None if there are."""
+    try:
+        return None if len(result._draws) else "there are no parameters"
+    except PplEmError as error:
+        return " ".join(str(error).split())
+
+
+def _draws(result: FitResult, observed: Variables) -> dict[str, Variables]:
+    """Groups over the draws of the parameters; none where there are no draws."""
+    if _why_no_draws(result) is not None:
+        return {}
+    draws = result._draws
+    groups: dict[str, Variables] = {
+        "posterior": {n: _array(v[None], arviz_bridge.SAMPLE_DIMS, n) for n, v in draws.items()},
+        "sample_stats": {"lp": (arviz_bridge.SAMPLE_DIMS, draws.objective.numpy()[None])},
+    }
+    with contextlib.suppress(PplEmError):  # the data are one unit, or too many: no pointwise log-likelihood
+        name, dims = _scored_name(result, observed)
+        scored = result._draw_log_likelihoods.numpy()[None]
+        groups["log_likelihood"] = {name: ((*arviz_bridge.SAMPLE_DIMS, *dims), scored)}
+    return groups
+
+
+def _draw_attrs(result: FitResult) -> dict[str, Any]:
+    draws = result._draws
+    return {
+        "method": "Laplace draws in free coordinates" + (", importance-resampled" if draws.corrected else ""),
+        "k_hat": draws.k_hat,
+        "k_hat_threshold": draws.threshold,
+        "reliable": draws.reliable,
+        "intervals": "credible where there is a prior, else confidence",
+    }
+
+
+def _constant(result: FitResult, program: Program) -> Variables:
+    """Numeric arguments of the model that are not what is observed."""
+    source = result._source_for(())
+    try:
+        bound = inspect.signature(source.model).bind(*source.args, **source.kwargs).arguments
+    except (TypeError, ValueError):
+        return {}
+    seen = [s.value.tensor for s in program.sites.values() if s.role == "observed"]
+    found = {}
+    for name, value in bound.items():
+        data = isinstance(value, Tensor) and value.numel() > 1
+        if data and not any(value.numel() == t.numel() and torch.equal(value.reshape(-1), t.reshape(-1)) for t in seen):
+            found[name] = _array(value, (), name)
+    return found
 
 
 def _latents(result: FitResult, program: Program) -> Variables:
@@ -161,18 +228,25 @@ def _latents(result: FitResult, program: Program) -> Variables:
     return found
 
 
-def _predictive(result: FitResult, program: Program) -> Variables:
-    """Draws of the observed sites from the posterior predictive, (chain, draw, plates)."""
+def _predictive(result: FitResult, program: Program) -> dict[str, Variables]:
+    """Draws of the observed sites, (chain, draw, plates): latents drawn anew, and latents from their posterior."""
     if PREDICTIVE_DRAWS * len(program.sites) > MAX_PREDICTIVE_RUNS:
         return {}
-    draws = result.predict(num_samples=PREDICTIVE_DRAWS, seed=result.seed)
+    groups = {"posterior_predictive": _drawn(program, result._predictive_draws)}
+    if result.plan.blocks:
+        again = result.predict(num_samples=PREDICTIVE_DRAWS, seed=result.seed)
+        groups["reconstruction"] = _drawn(program, again)
+    return groups
+
+
+def _drawn(program: Program, draws: Mapping[str, Tensor]) -> Variables:
     found: Variables = {}
     for site in program.sites.values():
         for name in site.members or (site.name,):
             if site.role == "observed" and name in draws:
                 plates = tuple(dim for dim in site.plates if dim in program.plates)
                 found[name] = _array(draws[name][None], (*arviz_bridge.SAMPLE_DIMS, *plates), name)
-    return _stacked(found)
+    return stacked(found)
 
 
 def _restarts(result: FitResult) -> Variables:
@@ -183,42 +257,3 @@ def _restarts(result: FitResult) -> Variables:
         "status": [restart.status.name.lower() for restart in result.restarts],
     }
     return {name: (("restart",), np.asarray(values)) for name, values in columns.items() if values}
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One of the sites ``x_0 … x_T``: its number, and its array with dimension names free of that number."""
-
-    number: int
-    dims: tuple[str, ...]
-    array: np.ndarray
-
-
-def _stacked(variables: Variables) -> Variables:
-    """Replaces variables ``x_0 … x_T`` of one shape by one variable ``x`` with the dimension ``x_time``.
-
-    A name that is taken, a gap in the numbers or a difference in shape leaves them as they are.
-    """
-    families: dict[str, list[_Member]] = {}
-    for name, (dims, array) in variables.items():
-        if match := re.fullmatch(r"(.*[^0-9_])_?([0-9]+)", name):
-            stem = match.group(1)
-            free = tuple(stem + dim[len(name) :] if dim.startswith(f"{name}_") else dim for dim in dims)
-            families.setdefault(stem, []).append(_Member(int(match.group(2)), free, array))
-    result = dict(variables)
-    for stem, members in families.items():
-        members.sort(key=lambda member: member.number)
-        first = members[0]
-        numbers = [member.number for member in members]
-        alike = {(member.dims, member.array.shape) for member in members}
-        if len(members) < 3 or len(alike) > 1 or numbers != list(range(numbers[0], numbers[-1] + 1)):
-            continue
-        if stem in variables:
-            continue
-        names = [name for name in variables if re.fullmatch(rf"{re.escape(stem)}_?[0-9]+", name)]
-        for name in names:
-            del result[name]
-        at = sum(not dim.startswith(f"{stem}_") for dim in first.dims)
-        stack = np.stack([member.array for member in members], at)
-        result[stem] = ((*first.dims[:at], f"{stem}_time", *first.dims[at:]), stack)
-    return result

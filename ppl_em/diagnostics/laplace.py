@@ -32,6 +32,7 @@ class Draws(Mapping[str, Tensor]):
     Args:
         coordinates: (n, P) the draws in free coordinates.
         named: the draws by parameter.
+        objective: (n,) at each draw, nats.
         k_hat: tail shape of the importance weights; at or above ``threshold`` the draws cannot be trusted.
         threshold: for the number of proposals that were made.
         corrected: resampled with the smoothed weights; False if k-hat forbids it (they are plain Laplace draws).
@@ -41,6 +42,7 @@ class Draws(Mapping[str, Tensor]):
 
     coordinates: Tensor
     named: dict[str, Tensor]
+    objective: Tensor
     k_hat: float
     threshold: float
     corrected: bool
@@ -83,7 +85,8 @@ def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> D
     proposals = OVERSAMPLING * num
     normal = torch.randn(proposals, root.shape[1], generator=generator, dtype=torch.float64)
     points = normal @ root.T
-    target = objectives(plan, coordinates, points)
+    reached = objectives(plan, coordinates, points)
+    target = reached
     if coordinates.priors:
         target = target + torch.stack([coordinates.log_volume(u) for u in points])
     target = torch.where(torch.isfinite(target), target, -torch.inf)
@@ -95,6 +98,7 @@ def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> D
     return Draws(
         points[chosen],
         {c.name: torch.stack([v[c.name].detach() for v in named]) for c in coordinates.charts},
+        reached[chosen],
         float(k_hat),
         limit,
         corrected,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: Draws in which latents are given (reconstructions): enough for a picture.
 RECONSTRUCTIONS = 50
 #: Sample statements run for predictive draws, and elements kept of them, at most.
-LARGEST_RUN, LARGEST_KEPT = 1e5, 2e7
+LARGEST_RUN, LARGEST_KEPT = 2e4, 2e7
 #: Columns of vector-valued observations that are looked at one by one.
 MOST_COLUMNS = 12
 

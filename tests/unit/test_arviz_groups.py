@@ -12,6 +12,7 @@ import torch
 import ppl_em
 from models import gmm, hmm
 from ppl_em import arviz_bridge, arviz_groups
+from ppl_em.arviz_stacking import stacked
 from tests.tolerances import EXACT
 
 DATA = Path(__file__).parents[2] / "models" / "data"
@@ -30,18 +31,29 @@ def test_groups_of_a_mixture(faithful: pd.DataFrame) -> None:
         "em_trace",
         "em_restarts",
         "observed_data",
-        "log_likelihood",
+        "point_log_likelihood",
         "posterior_latent",
+        "posterior",
+        "sample_stats",
+        "log_likelihood",
         "posterior_predictive",
+        "reconstruction",
     }
     observed = native["observed_data"]["x"]
     assert observed.dims == ("data", "x_dim_0")
     assert list(observed.coords["x_dim_0"].values) == ["eruptions", "waiting"]
     assert np.array_equal(observed.values, faithful.to_numpy())
 
+    at_estimate = native["point_log_likelihood"]["x"]
+    assert at_estimate.dims == ("data",)
+    assert float(at_estimate.sum()) == pytest.approx(result.log_likelihood, abs=1e-9)
     log_likelihood = native["log_likelihood"]["x"]
     assert log_likelihood.dims == ("chain", "draw", "data")
-    assert float(log_likelihood.sum()) == pytest.approx(result.log_likelihood, abs=1e-9)
+    assert np.allclose(log_likelihood.sum("data"), native["sample_stats"]["lp"], atol=1e-9)
+    loc = native["posterior"]["loc"]
+    assert loc.dims == ("chain", "draw", "loc_dim_0", "loc_dim_1")
+    assert np.allclose(loc.std(("chain", "draw")), result.standard_errors()["loc"], rtol=0.15)
+    assert native["posterior"].attrs["reliable"] == "true"
 
     z = native["posterior_latent"]["z"]
     assert z.dims == ("data", "z_state")
@@ -51,7 +63,8 @@ def test_groups_of_a_mixture(faithful: pd.DataFrame) -> None:
 
     drawn = native["posterior_predictive"]["x"]
     assert drawn.dims == ("chain", "draw", "data", "x_dim_0")
-    assert drawn.sizes["draw"] == arviz_groups.PREDICTIVE_DRAWS
+    assert drawn.sizes["draw"] == loc.sizes["draw"]
+    assert native["reconstruction"]["x"].sizes["draw"] == arviz_groups.PREDICTIVE_DRAWS
     error = drawn.std() / np.sqrt(drawn.size)
     assert np.allclose(drawn.mean(("chain", "draw", "data")), faithful.mean(), atol=20 * float(error))
 
@@ -71,14 +84,15 @@ def test_a_series_is_one_variable_over_time() -> None:
     z = native["posterior_latent"]["z"]
     assert z.dims == ("z_time", "z_state")
     assert np.allclose(z.values, result.posterior().path("z").probs.numpy(), atol=1e-10)
-    assert float(native["log_likelihood"]["x"].sum()) == pytest.approx(result.log_likelihood, abs=1e-9)
+    assert float(native["point_log_likelihood"]["x"]) == pytest.approx(result.log_likelihood, abs=1e-9)
+    assert "log_likelihood" not in arviz_bridge.group_names(native)  # one series is one unit: nothing to leave out
 
 
 def test_the_users_labels_win(faithful: pd.DataFrame) -> None:
     coords = {"x_dim_0": ["length", "wait"], "data": [f"row {i}" for i in range(272)]}
     native = ppl_em.fit(gmm.model, faithful, restarts=1, coords=coords).to_arviz()
     assert list(native["observed_data"]["x_dim_0"].values) == ["length", "wait"]
-    assert native["log_likelihood"]["data"].values[271] == "row 271"
+    assert native["point_log_likelihood"]["data"].values[271] == "row 271"
 
 
 def test_a_loaded_result_has_the_groups_that_need_no_data(tmp_path: Path, faithful: pd.DataFrame) -> None:
@@ -90,23 +104,23 @@ def test_a_loaded_result_has_the_groups_that_need_no_data(tmp_path: Path, faithf
 
 
 def test_only_a_family_of_like_arrays_is_stacked() -> None:
-    def stacked(**shapes: tuple[int, ...]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    def shapes_of(**shapes: tuple[int, ...]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         variables = {
             name: (tuple(f"{name}_dim_{i}" for i in range(len(shape))), np.zeros(shape))
             for name, shape in shapes.items()
         }
-        return {name: (dims, array.shape) for name, (dims, array) in arviz_groups._stacked(variables).items()}
+        return {name: (dims, array.shape) for name, (dims, array) in stacked(variables).items()}
 
-    assert stacked(x_0=(2,), x_1=(2,), x_2=(2,)) == {"x": (("x_time", "x_dim_0"), (3, 2))}
-    assert set(stacked(x_0=(2,), x_1=(3,), x_2=(2,))) == {"x_0", "x_1", "x_2"}
-    assert set(stacked(x_0=(2,), x_2=(2,), x_3=(2,))) == {"x_0", "x_2", "x_3"}
-    assert set(stacked(x_0=(), x_1=())) == {"x_0", "x_1"}
-    assert set(stacked(x=(), x_0=(), x_1=(), x_2=())) == {"x", "x_0", "x_1", "x_2"}
+    assert shapes_of(x_0=(2,), x_1=(2,), x_2=(2,)) == {"x": (("x_time", "x_dim_0"), (3, 2))}
+    assert set(shapes_of(x_0=(2,), x_1=(3,), x_2=(2,))) == {"x_0", "x_1", "x_2"}
+    assert set(shapes_of(x_0=(2,), x_2=(2,), x_3=(2,))) == {"x_0", "x_2", "x_3"}
+    assert set(shapes_of(x_0=(), x_1=())) == {"x_0", "x_1"}
+    assert set(shapes_of(x=(), x_0=(), x_1=(), x_2=())) == {"x", "x_0", "x_1", "x_2"}
 
 
 def test_the_order_in_time_is_by_number_not_by_name() -> None:
     variables = {f"y{t}": (("plate",), np.full(2, float(t))) for t in torch.randperm(12).tolist()}
-    (name, (dims, array)), *rest = arviz_groups._stacked(variables).items()
+    (name, (dims, array)), *rest = stacked(variables).items()
     assert not rest
     assert (name, dims) == ("y", ("plate", "y_time"))
     assert array[0].tolist() == list(range(12))
