@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_bounds import trusted
 from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_groups import ChainGroups, chain_groups, ungrouped_counts
 from ppl_em.exact.chain_layout import choose_layout
 from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
+from ppl_em.exact.chain_recursions import Recursions
 from ppl_em.exact.chain_scaled import (
-    Recursions,
     ScaledTransitions,
     scaled_chains,
     scaled_transitions,
@@ -54,8 +55,6 @@ def expectations(
         return _in_log_space(chain, weight, counts)
     groups, buffers = chain_groups(chain, weight), buffers or ChainBuffers()
     trans = scaled_transitions(groups.log_trans)
-    if not trans.period:
-        return _in_log_space(chain, weight, counts)
     log_obs = groups.log_obs
     log_z = log_obs.new_empty(log_obs.shape[:2], dtype=torch.float64)
     gamma = buffers.take("gamma", log_obs.shape, log_obs) if counts else None
@@ -95,21 +94,21 @@ def _scaled(
         xi: ``(G, T', K, K)`` to be added to, or None.
 
     Returns:
-        ``(G, N)`` log-partitions; those that are not finite have counted nothing.
+        ``(G, N)`` log-partitions; those that are not a number cannot be trusted and have counted nothing.
     """
     num_groups, num_chains, num_steps, _ = groups.log_obs.shape
     layout = choose_layout(num_groups, num_chains, num_steps, trans.differ)
     run = Recursions(scaled_chains(groups.log_init, trans, groups.log_obs, layout, buffers), buffers)
     start = forward_from_boundaries(run)
-    log_z = run.log_z()
+    unsure = ~trusted(run, start)
+    log_z = run.log_z().masked_fill_(unsure, torch.nan)
     if gamma is None or xi is None:
         return log_z
-    weight, usable = groups.weight, log_z.isfinite()
-    if not bool(usable.all()):
-        every = usable.unsqueeze(-1).to(gamma.dtype).expand(groups.log_obs.shape[:-1])
-        weight = every if weight is None else weight * every
+    if bool(unsure.any()):
+        run.leave_out(unsure, start)
+    weight = groups.weight
     if weight is not None:
-        weight = layout.stack(weight.unsqueeze(-1), buffers, "weight").squeeze(-2)
+        weight = layout.stack(weight.unsqueeze(-1), buffers, "weight", like=trans.into).squeeze(-2)
     marginals, pairs = run.counts(start, backward_to_boundaries(run), weight)
     layout.unstack(marginals, gamma[:, :, :num_steps])
     if trans.differ:
@@ -132,10 +131,10 @@ def _continue(gamma: Tensor, num_steps: int, trans: Tensor, buffers: ChainBuffer
 
 def _repair(groups: ChainGroups, log_z: Tensor, gamma: Tensor | None, xi: Tensor | None) -> None:
     """Do the chains that the scaled recursions cannot do again in log space; they have not counted so far."""
-    unusable = ~log_z.isfinite()
-    if not bool(unusable.any()):
+    unsure = log_z.isnan()
+    if not bool(unsure.any()):
         return
-    for group, chains in enumerate(unusable):
+    for group, chains in enumerate(unsure):
         chain = chain_factors(
             groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains]
         )

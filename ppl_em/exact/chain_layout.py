@@ -54,11 +54,11 @@ class Layout:
         every = slice(index % self.num_blocks, None, self.num_blocks)
         return (every,) if self.as_groups else (..., every)
 
-    def stack(self, rows: Tensor, buffers: ChainBuffers, name: str) -> Tensor:
-        """``(G, N, T, K)`` to ``(L, G', K, N')`` in the named buffer, zeros behind the last step."""
+    def stack(self, rows: Tensor, buffers: ChainBuffers, name: str, like: Tensor) -> Tensor:
+        """``(G, N, T, K)`` to ``(L, G', K, N')`` in a buffer, as ``like``; zeros behind the last step."""
         full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
         num_groups, num_chains = self.array_shape
-        stacked = buffers.take(name, (self.length, num_groups, rows.shape[-1], num_chains), rows)
+        stacked = buffers.take(name, (self.length, num_groups, rows.shape[-1], num_chains), like)
         blocks = self._blocks(stacked)
         if full:
             head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
@@ -113,6 +113,10 @@ class Layout:
         if self.as_groups:
             return torch.stack(blocks, 1).flatten(0, 1)
         return torch.stack(blocks, -1).flatten(-2)
+
+    def per_block(self, value: Tensor) -> Tensor:
+        """``(G, N)`` for each block of a chain: ``(G', N')``."""
+        return value.repeat_interleave(self.num_blocks, 0 if self.as_groups else 1)
 
     def per_chain(self, total: Tensor) -> Tensor:
         """Sum ``(G', N')`` over each chain's blocks: ``(G, N)``."""

@@ -17,12 +17,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ppl_em.exact.chain_scaled import Recursions
+from ppl_em.exact.chain_recursions import Recursions
 
 # Sweeps over all blocks before their products are the cheaper way.
 _SWEEPS = 12
 # Boundaries agree when they differ by no more than this many units in the last place.
 _ULPS = 64.0
+# Where rare transitions let states fall out of sight, their messages need not agree; `chain_bounds` checks
+# them.
+_IGNORED = 1e-234
 
 
 def forward_from_boundaries(run: Recursions) -> Tensor | None:
@@ -41,9 +44,11 @@ def forward_from_boundaries(run: Recursions) -> Tensor | None:
         return run.last_alpha.roll(1, layout.axis)
 
     first = layout.block(0)
-    start = _consistent(sweep, torch.full_like(run.last_alpha, 1.0 / run.last_alpha.shape[-2]), first)
+    guess = _cleared(torch.full_like(run.last_alpha, 1.0 / run.last_alpha.shape[-2]), first)
+    ignored = torch.finfo(guess.dtype).tiny if run.chains.sure else _IGNORED
+    start = _consistent(sweep, guess, first, lambda difference, after: difference / (after + ignored))
     if start is None:
-        start = _cleared(_forward_scan(run, run.block_products()), first)
+        start = _cleared(_forward_scan(run, block_products(run)), first)
         run.forward(start)
     return start
 
@@ -56,36 +61,47 @@ def backward_to_boundaries(run: Recursions) -> Tensor:
     if layout.num_blocks == 1:
         return end
 
-    def scaled(message: Tensor) -> Tensor:
-        # Marginals at the boundary sum to one.
-        return message.div_((message * run.last_alpha).sum(-2, keepdim=True))
-
     def sweep(message: Tensor) -> Tensor:
-        return scaled(run.backward(message).roll(-1, layout.axis))
+        return _scaled(run.backward(message).roll(-1, layout.axis), run.last_alpha)
 
-    consistent = _consistent(sweep, end, last)
+    # Messages matter as far as they make marginals.
+    consistent = _consistent(sweep, end, last, lambda difference, _: difference * run.last_alpha)
     if consistent is None:
-        consistent = _cleared(scaled(_backward_scan(run, run.block_products(), sweep(end))), last)
+        ends = _backward_scan(run, block_products(run), sweep(end))
+        consistent = _cleared(_scaled(ends, run.last_alpha), last)
     return consistent
 
 
-def _consistent(sweep: Callable[[Tensor], Tensor], guess: Tensor, outer: tuple) -> Tensor | None:
+def _scaled(beta: Tensor, alpha: Tensor) -> Tensor:
+    """Backward messages scaled so that the marginals sum to one (zero where there is nothing to scale)."""
+    total = (beta * alpha).sum(-2, keepdim=True)
+    return beta.div_(total.masked_fill_(total == 0.0, 1.0))
+
+
+def _consistent(
+    sweep: Callable[[Tensor], Tensor],
+    guess: Tensor,
+    outer: tuple,
+    distance: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor | None:
     """The boundary messages that a sweep leaves as they are; None where sweeps are too slow to find them.
 
     Args:
         sweep: Gives each block's boundary from its neighbour's.
         guess: Boundaries to begin with.
         outer: Index of the boundaries that have no neighbour, kept at zero.
+        distance: How much an absolute difference between two sweeps matters, given the later one.
     """
-    info = torch.finfo(guess.dtype)
-    boundary, error = _cleared(guess, outer), float("inf")
+    enough = _ULPS * torch.finfo(guess.dtype).eps
+    boundary, error = guess, float("inf")
     for sweeps_left in range(_SWEEPS - 1, -1, -1):
         after = _cleared(sweep(boundary), outer)
-        before, error = error, float(((after - boundary).abs() / (after + info.tiny)).max())
-        if error <= _ULPS * info.eps:
+        # Not a number: an impossible chain, which will not be trusted anyway.
+        differences = distance((after - boundary).abs_(), after).nan_to_num_(nan=0.0)
+        before, error = error, float(differences.max())
+        if error <= enough:
             return boundary
-        hopeless = error * min(error / before, 1.0) ** sweeps_left > _ULPS * info.eps
-        if before < float("inf") and hopeless:
+        if before < float("inf") and error * min(error / before, 1.0) ** sweeps_left > enough:
             return None
         boundary = after
     return None
@@ -120,3 +136,27 @@ def _backward_scan(run: Recursions, products: Tensor, heads: Tensor) -> Tensor:
         message = message - message.logsumexp(-2, keepdim=True)
         ends.append(message)
     return layout.join_blocks(ends[::-1]).exp_().reshape(run.last_alpha.shape)
+
+
+def block_products(run: Recursions) -> Tensor:
+    """Log of the summed weight of the paths through each block between each two states.
+
+    Returns:
+        ``(G', K, S, N')``, ``K`` the state at the end and ``S`` the one before; wrong for padded blocks.
+    """
+    like = run.last_alpha
+    num_states, num_chains = like.shape[-2:]
+    message = torch.eye(num_states, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    message = message.expand(*like.shape[:-2], num_states, num_states, num_chains).contiguous()
+    after = torch.empty_like(message)
+    log_norm = torch.zeros_like(message[..., 0, :, :], dtype=torch.float64)
+    for t, obs in enumerate(run.obs):
+        run.predict(t, message.flatten(-2), after.flatten(-2))
+        after.mul_(obs.unsqueeze(-2))
+        if run.norms[t] is not None:
+            norm = after.sum(-3)
+            after.div_(norm.unsqueeze(-3))
+            log_norm += norm.log()
+        message, after = after, message
+    products = message.log_() + log_norm.unsqueeze(-3)
+    return products.unsqueeze(0) if run.single else products

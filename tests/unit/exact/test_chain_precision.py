@@ -1,4 +1,4 @@
-"""Long chains in float32 and float64: nothing underflows, nothing drifts, nothing costs more than linear work."""
+"""Long chains in float32 and float64: nothing underflows, nothing drifts."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_em.exact import chain_estep, chain_groups, chain_layout, chain_scan
 from ppl_em.exact.chain_buffers import ChainBuffers
-from ppl_em.exact.chain_factors import chain_factors
+from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
 from ppl_em.exact.chain_scaled import rescaling_period, scaled_transitions
 from ppl_em.exact.forward_backward import expected_counts
@@ -77,10 +77,8 @@ def test_chains_in_blocks(trans: str, steps: int, weighted: bool, monkeypatch: p
 def test_chains_that_remember_across_blocks(trans: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks(monkeypatch, 60, 12)
     products = []
-    product = chain_scan.Recursions.block_products
-    monkeypatch.setattr(
-        chain_scan.Recursions, "block_products", lambda run: products.append(run) or product(run)
-    )
+    product = chain_scan.block_products
+    monkeypatch.setattr(chain_scan, "block_products", lambda run: products.append(run) or product(run))
     init, log_trans, obs = random_chain((2, 3), steps, 3, trans)
     log_trans = (1e-3 * log_trans.softmax(-1) + torch.eye(3)).log()
     assert_twins((init, log_trans, 0.01 * obs))
@@ -156,3 +154,69 @@ def test_buffers_are_used_again() -> None:
         assert torch.equal(ours.gamma, expected.gamma) and torch.equal(ours.xi, expected.xi)
     first = expected_counts(*large, buffers=buffers).gamma
     assert first.data_ptr() == expected_counts(*small, buffers=buffers).gamma.data_ptr()
+
+
+def sparse_chain(batch: tuple[int, ...], steps: int, kind: str, trans: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Chains some of whose transitions are impossible or rarer than a float's range allows to multiply."""
+    init, log_trans, obs = random_chain(batch, steps, 4, trans)
+    allowed = torch.ones(4, 4)
+    if kind == "left to right":
+        allowed = allowed.triu()
+        init = torch.tensor([0.0, -torch.inf, -torch.inf, -torch.inf]).expand_as(init)
+    elif kind == "banded":
+        allowed = allowed.tril(1).triu(-1)
+    else:
+        allowed[0, 1], allowed[2, 3] = 1e-200, 0.0
+    return init, log_trans + allowed.log(), obs
+
+
+@pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize("kind", ["left to right", "banded", "rare"])
+def test_impossible_and_rare_transitions(kind: str, trans: str, weighted: bool) -> None:
+    factors = sparse_chain((2, 3), 40, kind, trans)
+    assert_twins(factors, torch.randn(2, 3, 40) if weighted else None)
+
+
+@pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("trans", TRANS)
+@pytest.mark.parametrize("kind", ["left to right", "banded", "rare"])
+def test_impossible_and_rare_transitions_in_blocks(
+    kind: str, trans: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_blocks(monkeypatch, 60, 12)
+    assert_twins(sparse_chain((2, 3), 103, kind, trans), torch.rand(2, 3, 103))
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+@pytest.mark.parametrize("trans", TRANS)
+def test_log_space_decides_where_too_much_was_lost(
+    trans: str, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two states that never mix; the one that falls out of sight wins in one chain of three."""
+    in_blocks(monkeypatch, 3 * blocks, 10)
+    decided = []
+    log_space = chain_estep._in_log_space
+
+    def spy(chain: ChainFactors, *rest: object) -> chain_estep.Expectations:
+        decided.append(chain.batch_shape)
+        return log_space(chain, *rest)
+
+    monkeypatch.setattr(chain_estep, "_in_log_space", spy)
+    init, log_trans, obs = random_chain((3,), 80, 2, trans)
+    log_trans = log_trans.masked_fill(torch.eye(2) == 0, -torch.inf)
+    obs = 0.1 * obs
+    obs[1, 5:10, 0] -= 200.0
+    obs[1, 60:70, 1] -= 200.0
+    assert_twins((init, log_trans, obs))
+    assert decided and sum(shape.numel() for shape in decided) <= 2 * (1 if trans != "outer" else 3)
+
+
+def test_float32_uses_the_range_of_float64_where_transitions_are_rare() -> None:
+    init, trans, obs = (factor.float() for factor in sparse_chain((3,), 50, "banded", "shared"))
+    ours = expected_counts(init, trans, obs)
+    wide = expected_counts(init.double(), trans.double(), obs.double())
+    assert ours.gamma.dtype == ours.xi.dtype == torch.float32
+    torch.testing.assert_close(ours.log_z, wide.log_z, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.gamma.double(), wide.gamma, rtol=0, atol=1e-7)
