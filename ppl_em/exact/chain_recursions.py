@@ -54,6 +54,7 @@ class Recursions:
             for t, message in enumerate(self.obs)
         ]
         self._first, self._last = chains.layout.block(0), chains.layout.block(-1)
+        self._left_out: Tensor | None = None
         self._work = [torch.empty_like(self.obs[0]) for _ in range(2)]
 
     def steps(self, array: Tensor) -> tuple[Tensor, ...]:
@@ -112,8 +113,9 @@ class Recursions:
         self.chains.obs.masked_fill_(blocks.unsqueeze(-2), 0.0)
         self.alpha.masked_fill_(blocks.unsqueeze(-2), 0.0)
         blocks = blocks.squeeze(0) if self.single else blocks
+        self._left_out = blocks.unsqueeze(-2)
         if start is not None:
-            start.masked_fill_(blocks.unsqueeze(-2), 0.0)
+            start.masked_fill_(self._left_out, 0.0)
         for norm in self.norms:
             if norm is not None:
                 norm.masked_fill_(blocks, 1.0)
@@ -126,6 +128,8 @@ class Recursions:
         """
         beta, onward = self._work
         beta.copy_(end)
+        if self._left_out is not None:
+            beta.masked_fill_(self._left_out, 0.0)
         for t in range(len(self.obs) - 1, -1, -1):
             if t == self.chains.layout.tail:
                 beta[self._last] = 1.0
