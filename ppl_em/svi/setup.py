@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import PlanError, message
+from ppl_em.ir import Program
 from ppl_em.methods import SVI
 from ppl_em.plan.plan import Plan
 from ppl_em.svi.automatic import AutomaticGuide
@@ -17,7 +18,9 @@ from ppl_em.svi.batch import Batch
 from ppl_em.svi.batches import Batches, Cut, Loader, Rows, Whole, default_batch_size, split_rows
 from ppl_em.svi.guides import AutomaticRun, GuideRun
 from ppl_em.svi.trainer import Trainer
+from ppl_em.svi.user_guide import UserRun, check_guide, trace_guide
 from ppl_em.svi.variables import Variables
+from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source
 
 
@@ -68,14 +71,28 @@ def prepare(
         PlanError: the settings cannot be had for these data.
     """
     program = plan.program
-    run: GuideRun = AutomaticRun(
-        AutomaticGuide(program, source, covariance=settings.covariance, hidden=settings.hidden, encoder=settings.encoder)
-    )
+    run = _guide_run(source, program, settings, guide, init)
     parameters = {**program.parameters, **run.parameters}
     variables = Variables(parameters, init)
     trainer = Trainer(plan, source.model, run, variables, settings)
+    if isinstance(run, UserRun):
+        with torch.no_grad():
+            check_guide(run, source.model, Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch), variables.constrained())
     train, held_out, size = _data(source, plan, settings, run, weights)
     return Setup(source, plan, run, trainer, train, held_out, size, num_values(plan))
+
+
+def _guide_run(
+    source: Source, program: Program, settings: SVI, guide: Any, init: Mapping[str, Tensor]
+) -> GuideRun:
+    if guide is None:
+        automatic = AutomaticGuide(
+            program, source, covariance=settings.covariance, hidden=settings.hidden, encoder=settings.encoder
+        )
+        return AutomaticRun(automatic)
+    if isinstance(guide, AutomaticGuide):
+        return AutomaticRun(guide)
+    return UserRun(guide, trace_guide(guide, source, init), program)
 
 
 def num_values(plan: Plan) -> int:
@@ -94,8 +111,7 @@ def _data(
         guide: AutomaticGuide = run.callable
         start = {n: p.init for n, p in program.parameters.items()}
         observed, columns = guide.read(source.args, source.kwargs, start, source.batch), guide.columns
-    declared = None if plate is None or source.batch else source_declared(run, plate)
-    batch_size = default_batch_size(size, declared, settings.batch_size)
+    batch_size = default_batch_size(size, _declared(source, program), settings.batch_size)
     fraction = settings.validation if isinstance(settings.validation, float) else 0.0
     if batch_size is None and fraction == 0.0:
         whole = Whole(Batch(source.args, source.kwargs, size, plate=plate, weights=weights, observed=observed, keep_subsamples=source.batch))
@@ -108,6 +124,10 @@ def _data(
     return Rows(cut, kept, chosen), Rows(cut, held, max(chosen, 1)), min(chosen, len(kept))
 
 
-def source_declared(run: GuideRun, plate: str) -> int | None:
-    """Subsample size that the program's plate declares."""
-    return run.callable.declared.get(plate) if isinstance(run, AutomaticRun) else None
+def _declared(source: Source, program: Program) -> int | None:
+    """Subsample size that the program's data plate declares."""
+    if source.batch or program.data_plate is None:
+        return None
+    start = {n: p.init for n, p in program.parameters.items()}
+    run = run_program(source.model, source.args, source.kwargs, assign=lambda n, fn: start.get(n), parameters=start)
+    return run.declared.get(program.data_plate)
