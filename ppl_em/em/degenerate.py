@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ppl_em.ir import Site
+from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
 #: A scale below this part of the data's own is a collapse, far above where float64 overflows.
@@ -17,30 +18,49 @@ _SCALES = {"Normal": "scale", "LogNormal": "scale", "Laplace": "scale", "Student
 _MATRICES = ("covariance_matrix", "scale_tril", "precision_matrix")
 
 
-def collapsed(plan: Plan, parameters: Mapping[str, Tensor]) -> str:
-    """Which component has collapsed, as text for the status; empty if none has.
+@dataclass(frozen=True)
+class Watched:
+    """A scale that the fit estimates, and what it is held against.
 
-    A scale is held against the spread of the site's data. Only scales that the fit estimates are looked at.
+    Args:
+        site: whose argument it is.
+        argument: its name.
+        floor: smallest value that is no collapse, broadcastable to the argument (to its diagonal, for a matrix).
     """
+
+    site: Site
+    argument: str
+    floor: Tensor
+
+
+def watch(plan: Plan) -> tuple[Watched, ...]:
+    """The estimated scales of observed sites, each with a small part of the spread of its own data."""
+    found = []
     for site in plan.sites():
         if site.role != "observed" or not site.lowered or site.family is None:
             continue
-        spread = _spread(site)
-        if spread is None:
-            continue
-        name = _SCALES.get(site.family.__name__)
-        if name is not None and site.arguments[name].links:
-            scale = site.arguments[name].evaluate(parameters)
-            if bool((scale < FLOOR * spread.min()).any()) or not bool(torch.isfinite(scale).all()):
-                return _where(site, name, scale)
-        for matrix in _MATRICES:
-            if matrix in site.arguments and site.arguments[matrix].links:
-                value = site.arguments[matrix].evaluate(parameters)
-                if not bool(torch.isfinite(value).all()):
-                    return _where(site, matrix, value)
-                root = _root_diagonal(matrix, value)
-                if bool((root < FLOOR * spread).any()):
-                    return _where(site, matrix, root)
+        names = (_SCALES.get(site.family.__name__), *_MATRICES)
+        for name in names:
+            if name in site.arguments and site.arguments[name].links:
+                found.append(Watched(site, name, FLOOR * _spread(site, name)))
+    return tuple(found)
+
+
+def collapsed(plan: Plan, parameters: Mapping[str, Tensor], watched: tuple[Watched, ...] | None = None) -> str:
+    """Which component has collapsed, as text for the status; empty if none has.
+
+    Args:
+        plan: the plan.
+        parameters: constrained values.
+        watched: what :func:`watch` found, where it is at hand.
+    """
+    for entry in watch(plan) if watched is None else watched:
+        value = entry.site.arguments[entry.argument].evaluate(parameters)
+        if not bool(torch.isfinite(value).all()):
+            return _where(entry, value.isfinite().double())
+        scale = _root_diagonal(entry.argument, value) if entry.argument in _MATRICES else value
+        if bool((scale < entry.floor).any()):
+            return _where(entry, scale / entry.floor)
     return ""
 
 
@@ -55,28 +75,27 @@ def _root_diagonal(name: str, value: Tensor) -> Tensor:
     return torch.where(bad.unsqueeze(-1) > 0, torch.zeros_like(diagonal), diagonal)
 
 
-_SPREADS: dict[int, tuple[Tensor, Tensor | None]] = {}
+def _spread(site: Site, argument: str) -> Tensor:
+    """Standard deviation of a site's data, column by column; the size of the data where they are all equal."""
+    value = site.value.map(lambda t: t.detach().double())
+    if site.family is not None and site.family.__name__ == "LogNormal":
+        value = value.map(torch.log)
+    keep = [d for d in value.dims if d in site.inner and d in site.arguments[argument].value.dims]
+    columns = value.align((*[d for d in value.dims if d not in keep], *keep))
+    rows = len(value.dims) - len(keep)
+    flat = columns.reshape(-1, *columns.shape[rows:])
+    deviation = flat.std(0, correction=0)
+    size = flat.abs().amax(0)
+    spread = torch.where(deviation > 0, deviation, torch.where(size > 0, size, torch.ones_like(size)))
+    dims = (*keep, *(f"@event{i}" for i in range(spread.dim() - len(keep))))
+    order = site.arguments[argument].value.dims
+    # A matrix is compared by its diagonal, whose last dimension is that of the data's vectors.
+    return Factor(spread, dims).align((*order, *(d for d in dims if d.startswith("@event"))))
 
 
-def _spread(site: Site) -> Tensor | None:
-    value = site.value.tensor
-    kept = _SPREADS.get(id(value))
-    if kept is not None and kept[0] is value:
-        return kept[1]
-    result = None
-    if value.is_floating_point() and value.numel() > 2:
-        event = value.shape[-1] if site.value.event_dim == 1 else 1
-        flat = value.reshape(-1, event)
-        spread = flat.std(0)
-        result = spread if bool((spread > 0).all()) else None
-    if len(_SPREADS) > 64:
-        _SPREADS.clear()
-    _SPREADS[id(value)] = (value, result)
-    return result
-
-
-def _where(site: Site, argument: str, value: Tensor) -> str:
-    axis = site.arguments[argument].value.dims
-    worst = int(value.reshape(value.shape[0], -1).amin(1).argmin()) if axis and value.dim() else 0
+def _where(entry: Watched, size: Tensor) -> str:
+    """Names the element where ``size`` is smallest, by its first dimension."""
+    axis = entry.site.arguments[entry.argument].value.dims
+    worst = int(size.reshape(size.shape[0], -1).amin(1).argmin()) if axis and size.dim() else 0
     which = f", {axis[0].split('@')[0]}={worst}" if axis else ""
-    return f"{argument} of site '{site.members[0]}'{which}"
+    return f"{entry.argument} of site '{entry.site.members[0]}'{which}"

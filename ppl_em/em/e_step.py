@@ -57,8 +57,18 @@ def _roles(plan: Plan, site: Site, factor: Factor) -> Factor:
             continue
         original = plan.program.sites[site.members[0]].scope
         renamed = dict(zip(original, site.scope, strict=True))
+        if axis.plate is not None:
+            renamed[axis.plate] = axis.time
         return Factor(factor.tensor, tuple(renamed.get(d, d) for d in factor.dims))
     return factor
+
+
+def site_sizes(plan: Plan, site: Site) -> dict[str, int]:
+    """Size of every named dimension as one (stacked) site has it."""
+    for entry in plan.blocks:
+        if any(s is site for s in entry.block.sites):
+            return entry.block.site_sizes(site)
+    return plan.program.sizes()
 
 
 def plain_total(plan: Plan, site: Site, factor: Factor) -> Tensor:
@@ -131,11 +141,9 @@ def expected_log_joint(
 ) -> Tensor:
     """Q restricted to some sites: their log-factors under fixed weights, differentiable in the parameters."""
     factors = site_factors(plan, parameters, sites)
-    sizes = dict(plan.program.sizes())
-    for entry in plan.blocks:
-        sizes.update(entry.block.sizes)
     total = torch.zeros((), dtype=torch.float64)
     for site in sites:
+        sizes = site_sizes(plan, site)
         known = weights[site.name]
         dims = [
             d for d in (*site.dims, *known.factor.dims) if d not in known.summed or d in known.factor.dims

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.accelerate import extrapolate
-from ppl_em.em.degenerate import collapsed
+from ppl_em.em.degenerate import Watched, collapsed, watch
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.lowering import lower_blocks, prove
 from ppl_em.em.updates import ClosedForm, Gradient, LeastSquares, Parameters, Refused
@@ -71,12 +71,14 @@ class Machine:
     generator: torch.Generator
     updaters: list[ClosedForm | Gradient | LeastSquares] = field(default_factory=list)
     lowered: dict[int, Any] = field(default_factory=dict)
+    watched: tuple[Watched, ...] = ()
 
     def __post_init__(self) -> None:
         self._build()
 
     def _build(self) -> None:
         self.updaters = []
+        self.watched = watch(self.plan)
         for update in self.plan.updates:
             if update.rule == "least squares":
                 self.updaters.append(LeastSquares(self.plan, update))
@@ -202,7 +204,7 @@ def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
         e = machine.evaluate(jump)
         if not math.isfinite(e.objective) or e.objective < state.objective:
             return None
-        if collapsed(machine.plan, jump):
+        if collapsed(machine.plan, jump, machine.watched):
             return None
         return _state(machine, state.step + 2, jump, e)
     except (ValueError, RuntimeError) as error:
@@ -214,7 +216,7 @@ def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
 def _terminal(machine: Machine, previous: State, state: State) -> tuple[Status | None, str]:
     if not math.isfinite(state.objective):
         return Status.NON_FINITE, ""
-    where = collapsed(machine.plan, state.parameters)
+    where = collapsed(machine.plan, state.parameters, machine.watched)
     if where:
         return Status.DEGENERATE, where
     slack = (

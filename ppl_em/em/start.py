@@ -137,7 +137,7 @@ def _labels(
         _features(site, dims, shape)
     ]
     features = torch.cat(columns, 1)
-    spread = features.std(0)
+    spread = features.std(0, correction=0)
     features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
     return kmeans(features, size, generator).reshape(shape)
 
@@ -150,7 +150,7 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
     value = site.value
     rest = tuple(d for d in value.dims if d not in dims)
     tensor = value.align((*dims, *rest))
-    tensor = tensor.expand(*shape, *tensor.shape[len(shape) :])
+    tensor = tensor.expand([*shape, *tensor.shape[len(shape) :]])
     flat = tensor.reshape(int(torch.tensor(shape).prod()), -1)
     categories = site.family is not None and site.family.__name__ == "Categorical"
     if categories and flat.shape[1] == 1 and int(flat.max()) < 200:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_em.em.boundary import inside
 from ppl_em.em.e_step import EStep, expected_log_joint
 from ppl_em.ir import Argument, Factor, Site
 from ppl_em.methods import EM
@@ -57,6 +58,7 @@ class ClosedForm:
         assert self.assembly.family is not None
         self.family: type = self.assembly.family
         self.rule = weighted_mle[self.family]
+        self.constraints = {n: plan.program.parameters[n].constraint for n in update.parameters}
         self.verified = False
         self.sweeps = 1
 
@@ -74,7 +76,7 @@ class ClosedForm:
         new = self.assembly.write(sample.proposals, parameters)
         if new is None:
             raise Refused("the same parameter element would have to take two values")
-        return new
+        return {n: inside(self.constraints[n], v) for n, v in new.items()}
 
     def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}

@@ -19,12 +19,16 @@ class Axis:
         states: names of the states z_0 … z_{T−1} in order.
         time: name of the time dimension.
         now, before: names of the dimensions of the current and the previous state in stacked factors.
+        plate: the plate that the steps run at once had in the program, where they were.
+        family: name of the family of states, where they were run at once.
     """
 
     states: tuple[str, ...]
     time: str
     now: str
     before: str
+    plate: str | None = None
+    family: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Block:
     def latent(self, name: str) -> Latent:
         """A latent by name."""
         return next(z for z in self.latents if z.name == name)
+
+    def site_sizes(self, site: Site) -> dict[str, int]:
+        """Size of every named dimension as one site has it: a stack may act at some steps of a chain only."""
+        if self.axis is None:
+            return dict(self.sizes)
+        return {**self.sizes, self.axis.time: len(self.times[site.name])}
 
     def count_weights(self, site: Site) -> Factor | None:
         """Weight of each element of a site in expected counts: 0 for latent elements without observed descendants."""

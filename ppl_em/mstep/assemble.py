@@ -40,6 +40,7 @@ class SiteRows:
         extra: reinterpreted dimensions along which an argument varies (they share weights, not rows).
         data: dimensions that are summed: those along which only the value varies.
         own: the value varies along ``rows`` too.
+        sizes: size of every named dimension of this site (stacks of a chain differ in their number of steps).
     """
 
     site: Site
@@ -47,6 +48,7 @@ class SiteRows:
     extra: tuple[str, ...]
     data: tuple[str, ...]
     own: bool
+    sizes: Mapping[str, int]
 
 
 class Assembly:
@@ -61,12 +63,8 @@ class Assembly:
     def __init__(self, sites: Sequence[Site], sizes: Mapping[str, int], free: frozenset[str]) -> None:
         self.sites = tuple(sites)
         self.family = sites[0].family
-        self.sizes = dict(sizes)
-        for site in sites:
-            for factor in (site.value, *(a.value for a in site.arguments.values())):
-                self.sizes.update({d: n for d, n in factor.sizes.items() if n > 1 or d not in self.sizes})
-        self.layouts = tuple(self._divide(s) for s in sites)
-        self.counts = tuple(math.prod(self.sizes[d] for d in (*k.rows, *k.extra)) for k in self.layouts)
+        self.layouts = tuple(self._divide(s, sizes) for s in sites)
+        self.counts = tuple(math.prod(k.sizes[d] for d in (*k.rows, *k.extra)) for k in self.layouts)
         self.num_rows = sum(self.counts)
         names = [n for n in sites[0].arguments if all(n in s.arguments for s in sites)]
         self.maps = {n: self._map(n, free) for n in names}
@@ -75,7 +73,11 @@ class Assembly:
         self._values = [self._site_values(k) for k in self.layouts]
         self._rows = self._row_numbers()
 
-    def _divide(self, site: Site) -> SiteRows:
+    def _divide(self, site: Site, sizes: Mapping[str, int]) -> SiteRows:
+        own_sizes = dict(sizes)
+        masks = [] if site.mask is None else [site.mask]
+        for factor in (site.value, *masks, *(a.value for a in site.arguments.values())):
+            own_sizes.update({d: n for d, n in factor.sizes.items() if n > 1 or d not in own_sizes})
         varying = {d for a in site.arguments.values() for d in a.value.dims}
         masked = set(site.mask.dims) if site.mask is not None else set()
         extra = tuple(d for d in site.inner if d in varying and d not in masked)
@@ -83,12 +85,12 @@ class Assembly:
         data = tuple(
             d for d in (*site.dims, *site.inner) if d in site.value.dims and d not in rows and d not in extra
         )
-        return SiteRows(site, rows, extra, data, any(d in rows for d in site.value.dims))
+        return SiteRows(site, rows, extra, data, any(d in rows for d in site.value.dims), own_sizes)
 
     def _row_numbers(self) -> list[Tensor]:
         numbers, start = [], 0
         for layout, count in zip(self.layouts, self.counts, strict=True):
-            shape = (math.prod(self.sizes[d] for d in layout.rows), *(self.sizes[d] for d in layout.extra))
+            shape = (math.prod(layout.sizes[d] for d in layout.rows), *(layout.sizes[d] for d in layout.extra))
             numbers.append(torch.arange(start, start + count).reshape(shape))
             start += count
         return numbers
@@ -96,22 +98,22 @@ class Assembly:
     def _site_values(self, layout: SiteRows) -> Tensor:
         value = layout.site.value
         event = tuple(value.tensor.shape[len(value.dims) :])
-        data = math.prod(self.sizes[d] for d in layout.data)
+        data = math.prod(layout.sizes[d] for d in layout.data)
         dims = (*layout.data, *layout.extra)
         if not layout.own:
-            wide = value.align(dims).expand([*(self.sizes[d] for d in dims), *event])
-            return wide.reshape(data, *(self.sizes[d] for d in layout.extra), *event)
+            wide = value.align(dims).expand([*(layout.sizes[d] for d in dims), *event])
+            return wide.reshape(data, *(layout.sizes[d] for d in layout.extra), *event)
         dims = (*layout.rows, *dims)
-        wide = value.align(dims).expand([*(self.sizes[d] for d in dims), *event])
-        rows = math.prod(self.sizes[d] for d in layout.rows)
-        return wide.reshape(rows, data, *(self.sizes[d] for d in layout.extra), *event)
+        wide = value.align(dims).expand([*(layout.sizes[d] for d in dims), *event])
+        rows = math.prod(layout.sizes[d] for d in layout.rows)
+        return wide.reshape(rows, data, *(layout.sizes[d] for d in layout.extra), *event)
 
     def _expand(self, layout: SiteRows, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
         """(…named dims, *event) to (rows of the site, *event)."""
         order = (*layout.rows, *layout.extra)
         factor = Factor(tensor, dims)
         event = tuple(tensor.shape[len(dims) :])
-        wide = factor.align(order).expand([*(self.sizes[d] for d in order), *event])
+        wide = factor.align(order).expand([*(layout.sizes[d] for d in order), *event])
         return wide.reshape(-1, *event)
 
     def _map(self, name: str, free: frozenset[str]) -> ArgumentMap:
@@ -241,10 +243,10 @@ class Assembly:
         multiplicity = 1.0
         for d in (*site.dims, *site.inner):
             if d not in weights.dims and d not in order and d not in layout.extra and d not in summed:
-                multiplicity *= self.sizes.get(d, 1)
+                multiplicity *= layout.sizes.get(d, 1)
         weights = weights.sum([d for d in weights.dims if d not in order])
-        wide = weights.align(order).expand([self.sizes[d] for d in order])
-        rows = math.prod(self.sizes[d] for d in layout.rows)
+        wide = weights.align(order).expand([layout.sizes[d] for d in order])
+        rows = math.prod(layout.sizes[d] for d in layout.rows)
         flat = wide.reshape(rows, -1)
         return flat * multiplicity if multiplicity != 1.0 else flat
 
