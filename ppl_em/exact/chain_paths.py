@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_em.errors import DataError, EngineError
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
-from ppl_em.exact.chain_log_space import log_backward
+from ppl_em.exact.chain_messages import chain_messages
 
 
 @torch.no_grad()
@@ -101,8 +101,8 @@ def sample_paths(
         EngineError: a chain has no possible path.
     """
     chain = chain_factors(log_init, log_trans, log_obs)
-    backward = log_backward(chain)
-    first = chain.log_init + chain.log_obs[..., 0, :] + backward[0]
+    forward, backward = chain_messages(chain)
+    first = forward[..., 0, :] + backward[..., 0, :]
     impossible = int((first.amax(-1) == -torch.inf).sum())
     if impossible:
         raise EngineError(
@@ -113,7 +113,7 @@ def sample_paths(
     paths = torch.empty(shape, dtype=torch.int64, device=first.device)
     paths[0] = _draw(first.expand(num_samples, *first.shape), generator)
     for t in range(1, chain.num_steps):
-        onward = chain.log_obs[..., t, :] + backward[t]
+        onward = chain.log_obs[..., t, :] + backward[..., t, :]
         paths[t] = _draw(_rows(chain.step(t), paths[t - 1]) + onward, generator)
     return paths.movedim(0, -1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppl_em.errors import DataError
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
-from ppl_em.exact.chain_log_space import log_backward, log_forward
+from ppl_em.exact.chain_messages import chain_messages, forward_messages
 from ppl_em.exact.chain_paths import k_best, sample_paths, viterbi
 
 __all__ = [
@@ -56,7 +56,7 @@ def filtered(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
         tensor([[0.9000, 0.1000],
                 [0.2000, 0.8000]])
     """
-    return log_forward(chain_factors(log_init, log_trans, log_obs))[0].exp_().movedim(0, -2)
+    return forward_messages(chain_factors(log_init, log_trans, log_obs)).exp_()
 
 
 @torch.no_grad()
@@ -74,7 +74,7 @@ def pairwise(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
     chain = chain_factors(log_init, log_trans, log_obs)
     num_states = chain.num_states
     pairs = chain.log_obs.new_empty(*chain.batch_shape, chain.num_steps - 1, num_states, num_states)
-    for start, stop, earlier, kernel in _posterior_chain(chain):
+    for start, stop, earlier, kernel in _posterior_chain(chain, *chain_messages(chain)):
         torch.mul(earlier.unsqueeze(-1), kernel, out=pairs[..., start - 1 : stop - 1, :, :])
     return pairs
 
@@ -103,7 +103,7 @@ def pairwise_between(log_init: Tensor, log_trans: Tensor, log_obs: Tensor, s: in
             f"Try 0 ≤ s < t < {chain.num_steps}."
         )
     joint: Tensor | None = None
-    for start, stop, earlier, kernel in _posterior_chain(chain, s + 1, t + 1):
+    for start, stop, earlier, kernel in _posterior_chain(chain, *chain_messages(chain), s + 1, t + 1):
         joint = torch.diag_embed(earlier[..., 0, :]) if joint is None else joint
         for step in range(stop - start):
             joint = joint @ kernel[..., step, :, :]
@@ -131,9 +131,9 @@ def entropy(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
         10.0
     """
     chain = chain_factors(log_init, log_trans, log_obs)
-    forward, backward = log_forward(chain)[0], log_backward(chain)
-    total = torch.special.entr(_probabilities(forward[0] + backward[0])).double().sum(-1)
-    for _, _, earlier, kernel in _posterior_chain(chain):
+    forward, backward = chain_messages(chain)
+    total = torch.special.entr(_probabilities(forward[..., 0, :] + backward[..., 0, :])).double().sum(-1)
+    for _, _, earlier, kernel in _posterior_chain(chain, forward, backward):
         total += (earlier * torch.special.entr(kernel).sum(-1)).double().sum((-2, -1))
     return total
 
@@ -172,12 +172,14 @@ def forecast(filtered_last: Tensor, trans: Tensor, steps: int) -> Tensor:
 
 
 def _posterior_chain(
-    chain: ChainFactors, start: int = 1, stop: int | None = None
+    chain: ChainFactors, forward: Tensor, backward: Tensor, start: int = 1, stop: int | None = None
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """The states' Markov chain given the observations, in stretches of steps.
 
     Args:
         chain: The factors.
+        forward: ``(*B, T, K)`` of `chain_messages`.
+        backward: ``(*B, T, K)`` of `chain_messages`.
         start: First step whose kernel is wanted.
         stop: One after the last (``T`` if None).
 
@@ -185,7 +187,6 @@ def _posterior_chain(
         ``(a, b, earlier, kernel)``: for the steps ``a`` to ``b - 1``, the marginals ``(*B, b-a, K)`` of the
         step before and the transition probabilities ``(*B, b-a, K, K)``; rows of impossible states are zero.
     """
-    forward, backward = log_forward(chain)[0].movedim(0, -2), log_backward(chain).movedim(0, -2)
     stop = chain.num_steps if stop is None else stop
     length = max(1, _CHUNK // max(1, chain.batch_shape.numel() * chain.num_states**2))
     for a in range(start, stop, length):

@@ -1,0 +1,85 @@
+"""The messages of a chain, by the fastest recursion that can be trusted, for its queries."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ppl_em.exact.chain_bounds import trusted
+from ppl_em.exact.chain_buffers import ChainBuffers
+from ppl_em.exact.chain_factors import ChainFactors, chain_factors
+from ppl_em.exact.chain_groups import ChainGroups, chain_groups
+from ppl_em.exact.chain_layout import choose_layout
+from ppl_em.exact.chain_log_space import log_backward, log_forward
+from ppl_em.exact.chain_recursions import Recursions
+from ppl_em.exact.chain_scaled import ScaledTransitions, scaled_chains, scaled_transitions
+from ppl_em.exact.chain_scan import backward_to_boundaries, forward_from_boundaries
+
+
+def forward_messages(chain: ChainFactors) -> Tensor:
+    """``(*B, T, K)`` log p(state | observations up to the step), ``-inf`` once a chain is impossible."""
+    return _messages(chain, backward=False)[0]
+
+
+def chain_messages(chain: ChainFactors) -> tuple[Tensor, Tensor]:
+    """Both messages.
+
+    Args:
+        chain: The factors.
+
+    Returns:
+        ``(*B, T, K)`` of `forward_messages`, and ``(*B, T, K)`` log of the summed weight of all continuations
+        of each step and state, up to a constant for each step and chain. The latter are right for states
+        whose posterior probability is not negligible.
+    """
+    return _messages(chain, backward=True)
+
+
+def _messages(chain: ChainFactors, backward: bool) -> tuple[Tensor, Tensor]:
+    if chain.log_obs.numel() == 0:
+        return chain.log_obs.clone(), chain.log_obs.clone()
+    groups, buffers = chain_groups(chain, None), ChainBuffers()
+    trans = scaled_transitions(groups.log_trans)
+    alpha = groups.log_obs.new_empty(groups.log_obs.shape)
+    beta = torch.empty_like(alpha) if backward else alpha[..., :0]
+    unsure = torch.empty(alpha.shape[:2], dtype=torch.bool, device=alpha.device)
+    for rows, num_steps in groups.pieces():
+        part = groups.part(rows, num_steps, buffers)
+        unsure[:, rows] = _piece(part, trans, buffers, alpha[:, rows], beta[:, rows])
+    alpha.log_()
+    beta.log_()
+    _repair(groups, unsure, alpha, beta)
+    shape = chain.log_obs.shape
+    return alpha.reshape(shape), beta.reshape(shape) if backward else alpha[..., :0]
+
+
+def _piece(
+    groups: ChainGroups, trans: ScaledTransitions, buffers: ChainBuffers, alpha: Tensor, beta: Tensor
+) -> Tensor:
+    """Fill ``alpha`` and ``beta`` ``(G, N, T, K)``, and say which chains ``(G, N)`` cannot be trusted."""
+    layout = choose_layout(alpha.shape[0], alpha.shape[1], alpha.shape[2], trans.differ)
+    run = Recursions(scaled_chains(groups.log_init, trans, groups.log_obs, layout, buffers), buffers)
+    start = forward_from_boundaries(run)
+    unsure = ~trusted(run, start)
+    if bool(unsure.any()):
+        run.leave_out(unsure, start)
+    if beta.shape[-1]:
+        messages = buffers.take("beta", run.alpha.shape, run.alpha)
+        run.backward(backward_to_boundaries(run), messages)
+        layout.unstack(messages.div_(messages.amax(-2, keepdim=True)), beta)
+    total = run.alpha.sum(-2, keepdim=True)
+    layout.unstack(run.alpha.div_(total), alpha)
+    return unsure
+
+
+def _repair(groups: ChainGroups, unsure: Tensor, alpha: Tensor, beta: Tensor) -> None:
+    """Do the chains that the scaled recursions cannot do again in log space."""
+    for group, chains in enumerate(unsure):
+        if not bool(chains.any()):
+            continue
+        chain = chain_factors(
+            groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains]
+        )
+        alpha[group, chains] = log_forward(chain)[0].movedim(0, -2)
+        if beta.shape[-1]:
+            beta[group, chains] = log_backward(chain).movedim(0, -2)
