@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ppl_em.methods import EM, SVI, Auto
 from ppl_em.mstep import weighted_mle
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.result import FitResult
+from ppl_em.trace.footprint import isolated
 from ppl_em.trace.tracing import Source, trace_program
 
 _METHODS = '"auto", "em", "svi", EM(...), SVI(...), Auto(...)'
@@ -36,6 +37,11 @@ class Problem:
         init: the user's choice of start: ``"auto"``, ``"params"`` or ``"data"``.
         seed: of all randomness.
         columns: column names of tables among the arguments.
+        guide: the user's guide, for SVI.
+        guide_values: constrained start values of the guide's parameters.
+        weights: one weight per datum, for SVI (EM finds them as scales of the program's sites).
+        loader: where a loader stood among the arguments, and the loader; ``source`` holds its first batch.
+        tracing: how the program was traced, to trace it on other data.
     """
 
     source: Source
@@ -46,6 +52,11 @@ class Problem:
     init: str
     seed: int
     columns: list[list[str]]
+    guide: Any = None
+    guide_values: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+    loader: tuple[int, Any] | None = None
+    tracing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def pose(
@@ -74,24 +85,95 @@ def pose(
     if not callable(model):
         raise ModelError(message("the model is not callable", value=type(model).__name__, hint="fit(model, *args)"))
     em, svi, auto, kind = settings_of(method)
-    if guide is not None or kind == "svi":
-        raise NotAvailableYet(message("variational inference is not available yet"))
     if em.globals == "variational":
-        raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint='globals="point"'))
+        raise NotAvailableYet(
+            message('EM(globals="variational") is not available yet', hint='method="svi", or globals="point"')
+        )
     kwargs = dict(model_kwargs or {})
-    if any(isinstance(a, DataLoader) for a in (*args, *kwargs.values())):
-        raise NotAvailableYet(message("a DataLoader among the arguments is not available yet", hint="one tensor"))
+    position = find_loader(args)
+    loader = None if position is None else (position, args[position])
     source = Source(model, as_tensors(args), as_tensors(kwargs), seed)
+    if position is not None:
+        source = first_batch(source, position)
+        if kind == "em":
+            hint = 'method="svi", or one tensor'
+            raise NotAvailableYet(message("EM from a DataLoader is not available yet", hint=hint))
     values, init = initial_values(init)
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     budget = auto.memory_bytes or memory_budget()
-    program = trace_program(source, values=values, freeze=names, max_elements=budget / 16)
-    _check_values(program, values)
+    tracing, guide_values = _guided(guide, source, svi, kind, values, names)
+    own = {n: v for n, v in values.items() if n not in guide_values}
+    guided: tuple[str, ...] = tracing.pop("guided", ())
+    frozen = tuple(n for n in names if n not in guide_values)
+    program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
+    _check_values(program, own)
+    chosen = "svi" if guide is not None or loader is not None else kind
+    given = None
     if weights is not None:
+        given = torch.as_tensor(as_tensors(weights))
         program = weighted(program, weights)
-    plan = make_plan(program, em.engines or engines, rule_lookup, max_bytes=budget, method=kind)
+    plan = make_plan(
+        program, em.engines or engines, rule_lookup, max_bytes=budget, method=chosen, guided=guided
+    )
     start = {n: p.init for n, p in program.parameters.items()}
-    return Problem(source, plan, em, svi, start, init, seed, column_names(args, kwargs))
+    return Problem(
+        source,
+        plan,
+        em,
+        svi,
+        start,
+        init,
+        seed,
+        column_names(args, kwargs),
+        guide,
+        {n: v for n, v in values.items() if n in guide_values},
+        given,
+        loader,
+        tracing,
+    )
+
+
+def _guided(
+    guide: Any, source: Source, svi: SVI, kind: str, values: Mapping[str, Tensor], freeze: Sequence[str]
+) -> tuple[dict[str, Any], set[str]]:
+    """How to trace the program for what a guide (the user's or the automatic one) infers; the guide's parameters."""
+    if kind == "em" and guide is not None:
+        raise PlanError(message("EM takes no guide", hint='method="svi" or "auto"'))
+    if guide is not None:
+        from ppl_em.svi.user_guide import trace_guide
+
+        seen = trace_guide(guide, source, values, freeze)
+        tracing = {"variational": frozenset(seen.names), "coupled": seen.coupled, "guided": seen.names}
+        return tracing, set(seen.parameters)
+    if svi.globals == "mean-field" or (svi.globals is None and kind == "svi"):
+        first = trace_program(source, witness=False)
+        points = frozenset(n for n, p in first.parameters.items() if p.origin == "site")
+        return {"variational": points - set(freeze)}, set()
+    return {}, set()
+
+
+def find_loader(args: Sequence[Any]) -> int | None:
+    """Position of a loader among positional arguments, None if there is none.
+
+    Raises:
+        PlanError: there are several.
+    """
+    found = [i for i, a in enumerate(args) if isinstance(a, DataLoader)]
+    if len(found) > 1:
+        raise PlanError(message("more than one DataLoader among the arguments", value=len(found), hint="one loader of tuples"))
+    return found[0] if found else None
+
+
+def first_batch(source: Source, position: int) -> Source:
+    """The program with a loader's first batch in the place of the loader."""
+    from ppl_em.svi.batches import call_arguments
+
+    with isolated(source.seed):
+        item = next(iter(source.args[position]), None)
+    if item is None:
+        raise DataError(message("the loader yields no batches"))
+    args, kwargs = call_arguments(item, source, position)
+    return Source(source.model, args, kwargs, source.seed, batch=True)
 
 
 def settings_of(method: Any) -> tuple[EM, SVI, Auto, str]:
@@ -128,7 +210,11 @@ def initial_values(init: Any) -> tuple[dict[str, Tensor], str]:
     if isinstance(init, FitResult):
         return {**init.params, **init.point_estimates}, "params"
     if isinstance(init, Mapping):
-        return {n: torch.as_tensor(as_tensors(v)).detach() for n, v in init.items()}, "params"
+        values = {n: torch.as_tensor(as_tensors(v)).detach() for n, v in init.items()}
+        for name, value in values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise ModelError(message("the initial value is not finite", site=name))
+        return values, "params"
     if isinstance(init, str) and init in ("auto", "params", "data"):
         return {}, init
     shown = init if isinstance(init, str) else type(init).__name__
@@ -142,8 +228,6 @@ def _check_values(program: Program, values: Mapping[str, Tensor]) -> None:
         if parameter is None:
             hint = f"one of {sorted(program.parameters)}"
             raise ModelError(message("init names something that is not estimated", site=name, hint=hint))
-        if not bool(torch.isfinite(value).all()):
-            raise ModelError(message("the initial value is not finite", site=name))
         inside = torch.as_tensor(parameter.constraint.check(value))
         if not bool(inside.all()):
             why = f"its constraint is {parameter.constraint}"

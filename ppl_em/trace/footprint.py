@@ -9,8 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+
+from ppl_em.errors import DataError, message
 from torch import Tensor
 
 
@@ -44,6 +47,12 @@ def isolated(seed: int) -> Iterator[None]:
         _DIM_ALLOCATOR._stack[:] = plate_dims
 
 
+def generator_states() -> dict[str, object]:
+    """States of the random generators that are not PyTorch's, comparable."""
+    numpy_state = np.random.get_state()
+    return {"Python's generator": random.getstate(), "NumPy's generator": (bytes(numpy_state[1]), numpy_state[2])}  # type: ignore[index]
+
+
 @contextmanager
 def full_plates(
     indices: Mapping[str, Tensor] | None = None, keep: bool = False, declared: dict[str, int] | None = None
@@ -75,5 +84,21 @@ def full_plates(
     SubsampleMessenger._subsample = staticmethod(_subsample)  # type: ignore[method-assign]
     try:
         yield
+    except ZeroDivisionError as error:
+        name = _empty_plate(error)
+        if name is None:
+            raise
+        why = "there are no data"
+        raise DataError(message("the plate is empty (size 0)", site=name, why=why, hint="passing data")) from error
     finally:
         SubsampleMessenger._subsample = original  # type: ignore[method-assign]
+
+
+def _empty_plate(error: ZeroDivisionError) -> str | None:
+    """Name of the plate of size zero that Pyro refused to make; None if the error is another one."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    known = {} if trace is None else trace.tb_frame.f_locals
+    made_here = isinstance(known.get("self"), IndepMessenger) and known.get("size") == 0
+    return str(known["name"]) if made_here else None

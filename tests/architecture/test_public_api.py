@@ -15,12 +15,17 @@ PUBLIC = [
     "Plan",
     "SVI",
     "Status",
+    "calibrate",
     "compare",
     "distributions",
     "explain",
     "fit",
+    "guide_for",
     "iterate",
     "load",
+    "markov",
+    "select",
+    "testing",
 ]
 
 
@@ -34,12 +39,13 @@ def test_each_public_name_is_what_its_module_defines() -> None:
         home = ppl_em._HOMES[name]
         if home:
             assert getattr(ppl_em, name) is getattr(importlib.import_module(f"ppl_em.{home}"), name)
-    assert ppl_em.distributions is importlib.import_module("ppl_em.distributions")
+    for room in ("distributions", "testing"):
+        assert getattr(ppl_em, room) is importlib.import_module(f"ppl_em.{room}")
 
 
 def test_no_module_hides_a_public_function() -> None:
     modules = {module.name for module in pkgutil.iter_modules(ppl_em.__path__)}
-    assert modules & {*PUBLIC} == {"distributions"}
+    assert modules & {*PUBLIC} == {"distributions", "testing"}
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
