@@ -52,7 +52,12 @@ class CTC(StructuredDistribution):
         tensor(0.3333)
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
+    arg_constraints = {  # pyright: ignore[reportAssignmentType]
+        "logits": constraints.independent(constraints.real_vector, 1),
+        "input_lengths": constraints.dependent(is_discrete=True, event_dim=0),
+        "target_lengths": constraints.dependent(is_discrete=True, event_dim=0),
+        "blank": constraints.dependent(is_discrete=True, event_dim=0),
+    }
     counted = ("logits",)
 
     def __init__(
@@ -167,6 +172,15 @@ class CTC(StructuredDistribution):
         return {
             "logits": torch.where(total > 0, (count / total.masked_fill(total == 0, 1)).log(), self.logits)
         }
+
+    def expected_log_prob(self, counts: Mapping[str, Tensor]) -> Tensor:
+        """Q, the posterior expectation of the log-probability of labels and alignment.
+
+        Args:
+            counts: As returned by `expected_counts`.
+        """
+        count = counts["logits"]
+        return (count * self.logits.log_softmax(-1)).where(count != 0, 0).sum()
 
     def hidden_cost(self, value_shape: torch.Size) -> HiddenCost:
         """Predicts the cost of log Z and the alignment marginals from shapes.

@@ -62,8 +62,9 @@ class PCFG(StructuredDistribution):
 
     arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "root": table_simplex,
-        "rules": square_simplex,
-        "emissions": table_simplex,
+        "rules": constraints.independent(square_simplex, 1),
+        "emissions": constraints.independent(table_simplex, 1),
+        "lengths": constraints.dependent(is_discrete=True, event_dim=0),
     }
     counted = ("root", "rules", "emissions")
 

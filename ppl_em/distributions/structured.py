@@ -7,7 +7,11 @@ the posterior expectation of how often that probability was used. That identity 
 distribution its E-step.
 
 The extension point: derive from `StructuredDistribution`, name the arguments that are counted, predict the
-cost, and decorate the class with `register_structured`.
+cost, and decorate the class with `register_structured`. `arg_constraints` names every argument on which the
+density depends, by the name of the constructor's argument; the event dims of a constraint are those of the
+whole argument (`constraints.independent(constraints.simplex, 1)` for a table with one simplex in each row).
+Arguments that are counted but are no probabilities (logits, say) need `expected_counts`, `normalised` and
+`expected_log_prob` of their own.
 
 Reference:
     Eisner, J. (2016). Inside-outside and forward-backward algorithms are just backprop.
@@ -22,6 +26,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import constraints
 
 __all__ = [
     "HiddenCost",
@@ -55,6 +60,15 @@ class StructuredDistribution(TorchDistribution):
     """
 
     counted: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        given = {name: self.__dict__.get(name) for name in self.arg_constraints}
+        shown = [
+            f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value}"
+            for name, value in given.items()
+            if value is not None
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def hidden_cost(self, value_shape: torch.Size) -> HiddenCost:
         """Predicts the cost of `log_prob` and `expected_counts` from shapes alone.
@@ -111,16 +125,35 @@ class StructuredDistribution(TorchDistribution):
         """
         updated = {}
         for name, count in counts.items():
-            dims = tuple(range(-self._constraint(name).event_dim, 0))
+            dims = tuple(range(-self._row_dims(name), 0))
             total = count.sum(dims, keepdim=True)
             updated[name] = torch.where(
                 total > 0, count / total.masked_fill(total == 0, 1), getattr(self, name)
             )
         return updated
 
-    def _constraint(self, name: str) -> Any:
-        """Returns the constraint of an argument; its event dims are those that are normalised together."""
-        return self.arg_constraints[name]  # type: ignore[index]
+    def expected_log_prob(self, counts: Mapping[str, Tensor]) -> Tensor:
+        """Q, the posterior expectation of the log-probability of value and structure, Σ counts · log θ.
+
+        Args:
+            counts: As returned by `expected_counts`, at these or at other arguments.
+
+        Returns:
+            A scalar, differentiable in the arguments; −inf where a probability that is used is zero.
+        """
+        terms = []
+        for name, count in counts.items():
+            used = count != 0
+            theta = getattr(self, name)
+            terms.append((count * theta.where(used, 1).log()).where(used, 0).sum())
+        return torch.stack(terms).sum()
+
+    def _row_dims(self, name: str) -> int:
+        """Number of rightmost dims of an argument that are normalised together."""
+        constraint: Any = self.arg_constraints[name]  # type: ignore[index]
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint
+        return int(constraint.event_dim)
 
     def _with_arguments(self, arguments: Mapping[str, Tensor]) -> StructuredDistribution:
         """Returns a copy in which the named arguments are replaced by tensors of the same shape."""
