@@ -21,6 +21,7 @@ from ppl_em.problem import Problem, pose
 from ppl_em.progress import Progress
 from ppl_em.result import FitResult, Restart
 from ppl_em.status import Status
+from ppl_em.svi.fitting import fit_svi, iterate_svi
 from ppl_em.trace.footprint import isolated
 
 #: Exact engines in order of preference; the first that accepts a block within the budget takes it.
@@ -106,8 +107,7 @@ def fit(
     options = {"guide": guide, "method": method, "init": init, "freeze": freeze, "weights": weights}
     problem = pose(model, args, ENGINES, **options, model_kwargs=model_kwargs, seed=seed)
     if problem.plan.method == "svi":
-        names = ", ".join(problem.plan.approximated)
-        raise NotAvailableYet(message("variational inference is not available yet", value=names))
+        return fit_svi(problem, restarts, progress, coords or {})
     if verify:
         from ppl_em.verify import verify_plan
 
@@ -115,7 +115,7 @@ def fit(
     return _fit_em(problem, restarts, progress, coords or {})
 
 
-def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Iterate]:
+def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
     """The states of a single start, one after every step: for teaching, plotting and custom stopping.
 
     Args:
@@ -125,6 +125,9 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Iterate]:
         States with ``step``, ``params``, ``objective``, ``posterior()`` and ``terms()``; the last has a ``status``.
     """
     problem = pose(model, args, ENGINES, **_accepted(options))
+    if problem.plan.method == "svi":
+        yield from iterate_svi(problem)
+        return
     generator = torch.Generator().manual_seed(problem.seed)
     with isolated(problem.seed):
         machine = Machine(problem.plan, problem.em, generator)

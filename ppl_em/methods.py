@@ -74,7 +74,8 @@ class SVI:
         num_particles: draws per datum and step.
         batch_size: data per step for tensors in memory; None uses all (or what the plate declares).
         covariance: of the automatic guide over the latents of one datum: ``"diagonal"`` or ``"full"``.
-        globals: ``"point"`` (maximum a posteriori) or ``"mean-field"`` for global continuous latents.
+        globals: ``"point"`` (maximum a posteriori) or ``"mean-field"`` for global continuous latents; None is
+            ``"mean-field"`` where SVI was asked for, ``"point"`` where it was chosen for the sake of local latents.
         hidden: widths of the automatic encoder's hidden layers.
         encoder: a module that maps observations to a distribution, in place of the automatic one.
         num_data: full number of data, where a loader does not tell.
@@ -99,7 +100,7 @@ class SVI:
     num_particles: int = 1
     batch_size: int | None = None
     covariance: Literal["diagonal", "full"] = "diagonal"
-    globals: Literal["point", "mean-field"] = "point"
+    globals: Literal["point", "mean-field"] | None = None
     hidden: tuple[int, ...] = (128, 128)
     encoder: Any = None
     num_data: int | None = None
@@ -117,7 +118,8 @@ class SVI:
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("loss", self.loss, ("elbo", "iwae"))
         _one_of("covariance", self.covariance, ("diagonal", "full"))
-        _one_of("globals", self.globals, ("point", "mean-field"))
+        if self.globals is not None:
+            _one_of("globals", self.globals, ("point", "mean-field"))
         if isinstance(self.validation, float) and not 0.0 <= self.validation < 1.0:
             raise PlanError(message("the validation fraction must lie in [0, 1)", value=self.validation))
 

@@ -50,8 +50,12 @@ class Progress:
 
             self._bar = tqdm(unit="step", dynamic_ncols=True, leave=True, file=sys.stderr)
         self._last = now
-        left = f"{state.remaining:.1e} nats to gain" if state.remaining < float("inf") else "gaining"
+        if hasattr(state, "describe"):
+            text = state.describe()
+        else:
+            left = f"{state.remaining:.1e} nats to gain" if state.remaining < float("inf") else "gaining"
+            text = f"objective {state.objective:.6f}, {left}"
         self._bar.set_description_str(f"start {start + 1}/{self.starts}", refresh=False)
-        self._bar.set_postfix_str(f"objective {state.objective:.6f}, {left}", refresh=False)
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(max(0, state.step - self._bar.n) if state.step > self._bar.n else 0)
         self._bar.refresh()

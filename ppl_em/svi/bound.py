@@ -233,32 +233,44 @@ class Bound:
             scale = scale * entry.full_size / batch.size
         return scale if batch.weights is None else scale * batch.weights
 
-    def split(
-        self, batch: Batch, parameters: Parameters, draws: Sequence[Scored], closed_forms: bool = False
+    def parts(
+        self,
+        batch: Batch,
+        parameters: Parameters,
+        draws: Sequence[Scored],
+        closed_forms: bool = True,
+        priors: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """The bound by element of the data plate (scales left out), and the scaled sum of what lies outside it.
+        """The bound by element of the data plate, scales left out, and the scaled sum of what lies outside it.
+
+        Args:
+            batch: data.
+            parameters: constrained values.
+            draws: the guide's sites.
+            closed_forms: use closed-form divergences.
+            priors: count the priors of point estimates.
 
         Returns:
-            (size,) in float64 and a scalar.
+            (size,) in float64 (a scalar 0 where there is no plate around all data) and a scalar.
         """
-        if self.plate is None:
-            raise PlanError(message("the data are not separate: there is no plate around all observations"))
-        inside = torch.zeros(batch.size, dtype=torch.float64)
+        inside = torch.zeros(batch.size if self.plate is not None else (), dtype=torch.float64)
         outside = torch.zeros((), dtype=torch.float64)
+        points = () if priors else self.plan.points
         for term in self.named(batch, parameters, draws, closed_forms):
-            if term.site.inside(self.plate) or self.plate in term.factor.dims:
+            if self.plate is not None and (term.site.inside(self.plate) or self.plate in term.factor.dims):
                 factor = term.factor.sum([d for d in term.factor.dims if d != self.plate])
                 inside = inside + factor.align((self.plate,)).double().to(inside.device)
-            else:
+            elif term.name not in points:
                 outside = outside + self._scaled(term, batch).double()
         return inside, outside
 
-    def per_datum(self, batch: Batch, parameters: Parameters, draws: Sequence[Scored], closed_forms: bool = True) -> Tensor:
-        """The bound by element of the data plate, (size,) in float64, scales and weights left out.
-
-        Terms outside the data plate (priors and divergences of what all data share) are left out too.
-        """
-        return self.split(batch, parameters, draws, closed_forms)[0]
+    def block_factors(
+        self, batch: Batch, parameters: Parameters, draws: Sequence[Scored]
+    ) -> tuple[dict[str, Factor], dict[str, int]]:
+        """Log-factors of all sites in blocks of summed latents, as the program has them, and the sizes of plates."""
+        sites = self.run(batch, parameters, {s.name: s.value for s in draws})
+        sizes = {f.name: f.size for s in sites for f in s.frames if f.dim is not None}
+        return {s.name: self.naming.factor(s, s.log_prob()) for s in sites if s.name in self.naming.blocks}, sizes
 
 
 def _home(q: Scored, sites: Mapping[str, Scored]) -> Scored:

@@ -111,6 +111,29 @@ class Group:
             for m, f, piece in zip(self.members, families, together.split(sizes, -1), strict=True)
         }
 
+    def marginal(self, name: str, joint: Any) -> Any:
+        """Marginal of one member of a joint draw.
+
+        Args:
+            name: the member.
+            joint: the normal distribution of all members in unconstrained space.
+        """
+        at = 0
+        for member in self.members:
+            family: PushforwardNormal = member.family  # type: ignore[assignment]
+            if member.name == name:
+                keep = slice(at, at + family.size)
+                loc, cov = joint.loc[..., keep], joint.covariance_matrix[..., keep, keep]
+                if family.free_shape == ():
+                    return family.carry(dist.Normal(loc[..., 0], cov[..., 0, 0].sqrt(), validate_args=False))
+                if family.free_shape == (family.size,):
+                    return family.carry(dist.MultivariateNormal(loc, cov, validate_args=False))
+                scale = cov.diagonal(dim1=-2, dim2=-1).sqrt()
+                base = dist.Normal(family.shaped(loc), family.shaped(scale), validate_args=False)
+                return family.carry(base.to_event(len(family.free_shape)))
+            at += family.size
+        raise KeyError(name)
+
     def free_values(self, values: Mapping[str, Tensor]) -> Tensor:
         """Unconstrained, standardised values of all members that have a bijection, (batch, n)."""
         parts = []

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import PlanError, message
+from ppl_em.exact.engine import BlockPosterior
 from ppl_em.ir import Factor
+from ppl_em.ir.block import Block
 from ppl_em.plan.plan import BlockPlan, Plan
 from ppl_em.svi.score import Scored
 
@@ -61,9 +63,7 @@ class Naming:
             factors: log-factor by site, as the program has it.
             sizes: size of each plate in this run.
         """
-        block = entry.block
-        seen = {d: n for s in block.sites for m in s.members for d, n in factors[m].sizes.items()}
-        block = replace(block, sizes={**block.sizes, **{d: n for d, n in {**seen, **sizes}.items() if d in block.sizes}})
+        block = self.resized(entry, factors, sizes)
         for z in {d for s in block.sites for m in s.members for d in factors[m].dims} & self.guided:
             if not set(self.program.latents[z].plates) <= set(block.plates):
                 raise PlanError(
@@ -73,8 +73,26 @@ class Naming:
                         hint="drawing the other latents in the guide too",
                     )
                 )
-        stacked = {s.name: self._stacked(entry, s.name, s.members, factors) for s in block.sites}
-        return entry.engine.log_z(block, stacked)
+        return entry.engine.log_z(block, self.stacked(entry, factors))
+
+    def posterior(
+        self, entry: BlockPlan, factors: Mapping[str, Factor], sizes: Mapping[str, int]
+    ) -> tuple[Block, BlockPosterior]:
+        """The block at these sizes and the posterior of its latents, arguments as for :meth:`log_z`."""
+        block = self.resized(entry, factors, sizes)
+        return block, entry.engine.posterior(block, self.stacked(entry, factors))
+
+    @staticmethod
+    def resized(entry: BlockPlan, factors: Mapping[str, Factor], sizes: Mapping[str, int]) -> Block:
+        """The block with its plates as large as in this run."""
+        block = entry.block
+        seen = {d: n for s in block.sites for m in s.members for d, n in factors[m].sizes.items()}
+        known = {d: n for d, n in {**seen, **sizes}.items() if d in block.sizes}
+        return replace(block, sizes={**block.sizes, **known}, scale=None, alive={})
+
+    def stacked(self, entry: BlockPlan, factors: Mapping[str, Factor]) -> dict[str, Factor]:
+        """Factors of a block as its engine wants them, like steps of a chain in one."""
+        return {s.name: self._stacked(entry, s.name, s.members, factors) for s in entry.block.sites}
 
     @staticmethod
     def _stacked(entry: BlockPlan, name: str, members: Sequence[str], factors: Mapping[str, Factor]) -> Factor:

@@ -36,11 +36,12 @@ class SVIState:
     Args:
         step: gradient steps so far.
         objective: running estimate of the bound on all data, nats.
-        values_per_datum: observed numbers that one nat is shared by, for bits per observed value.
+        num_values: observed numbers in the data, for bits per observed value.
         held_out: newest bound per held-out datum, nats; None without validation.
         status: set on the last state.
         detail: what the status is about.
         trainer: gives the parameters; they change with the next step.
+        stop: ends the fit after this state.
     """
 
     step: int
@@ -50,6 +51,12 @@ class SVIState:
     status: Status | None = None
     detail: str = ""
     trainer: Trainer | None = field(default=None, repr=False)
+    stop: Callable[[], None] = field(default=lambda: None, repr=False)
+
+    @property
+    def remaining(self) -> float:
+        """Not known to a stochastic method."""
+        return math.inf
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -75,7 +82,6 @@ class SVIOutcome:
     Args:
         parameters: the model's, constrained, by name; point estimates among them.
         guide_params: the guide's.
-        guide: an ordinary Pyro guide that carries the fitted values.
         history: running estimate of the bound on all data at the start and after each step, nats.
         objective: the bound on all data at the returned parameters, many draws per datum, nats.
         held_out: bound per held-out datum at each look, nats.
@@ -87,7 +93,6 @@ class SVIOutcome:
 
     parameters: dict[str, Tensor]
     guide_params: dict[str, Tensor]
-    guide: Any
     history: list[float]
     objective: float
     held_out: list[float]
@@ -107,11 +112,12 @@ def run_svi(
     weights: Tensor | None = None,
     seed: int = 0,
     every: int = 1,
+    loader: tuple[int, Any] | None = None,
 ) -> Iterator[SVIState | SVIOutcome]:
     """States of stochastic variational inference, then its outcome.
 
     Args:
-        source: the program and its data (a loader may stand among the arguments).
+        source: the program and its data (a loader's first batch).
         plan: traced on all data, or on a loader's first batch.
         settings: of SVI.
         guide: the user's guide, None for the automatic one.
@@ -119,6 +125,7 @@ def run_svi(
         weights: one weight per datum.
         seed: of all randomness.
         every: steps between two states.
+        loader: where a loader stood among the arguments, and the loader.
 
     Yields:
         A state at the start and after every ``every`` steps; last the outcome. Between two states the caller's random
@@ -126,7 +133,7 @@ def run_svi(
     """
     isolation = Isolation(seed)
     with isolation():
-        setup = prepare(source, plan, settings, guide, init or {}, weights)
+        setup = prepare(source, plan, settings, guide, init or {}, weights, loader)
         loop = _Loop(setup, settings, seed)
         state = loop.start()
     yield state
@@ -188,7 +195,7 @@ class _Loop:
         """Where the loop stands."""
         newest = self.held_out[-1] if self.held_out else None
         return SVIState(
-            self.step, self.history[-1], self.setup.num_values, newest, self.status, self.detail, self.trainer
+            self.step, self.history[-1], self.setup.num_values, newest, self.status, self.detail, self.trainer, self.stop
         )
 
     def advance(self, count: int) -> None:
@@ -239,9 +246,9 @@ class _Loop:
             count += batch.size
         return total / count
 
-    def stop(self, status: Status) -> None:
+    def stop(self) -> None:
         """End the fit from outside."""
-        self.status = status
+        self.status = self.status or Status.STOPPED
 
     def outcome(self) -> SVIOutcome:
         """Restore the best values and evaluate the bound at them."""
@@ -259,7 +266,6 @@ class _Loop:
         return SVIOutcome(
             parameters={n: v for n, v in values.items() if n in own},
             guide_params={n: v for n, v in values.items() if n not in own},
-            guide=self.setup.fitted_guide(values),
             history=self.history,
             objective=objective,
             held_out=self.held_out,

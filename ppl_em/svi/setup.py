@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.arguments import as_tensors
 from ppl_em.errors import PlanError, message
 from ppl_em.ir import Program
 from ppl_em.methods import SVI
@@ -20,6 +21,7 @@ from ppl_em.svi.guides import AutomaticRun, GuideRun
 from ppl_em.svi.trainer import Trainer
 from ppl_em.svi.user_guide import UserRun, check_guide, trace_guide
 from ppl_em.svi.variables import Variables
+from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source
 
@@ -48,13 +50,15 @@ class Setup:
     batch_size: int
     num_values: int
 
-    def fitted_guide(self, values: Mapping[str, Tensor]) -> Any:
-        """The guide as an ordinary Pyro guide with given parameter values."""
-        return self.guide.callable
-
 
 def prepare(
-    source: Source, plan: Plan, settings: SVI, guide: Any, init: Mapping[str, Tensor], weights: Tensor | None
+    source: Source,
+    plan: Plan,
+    settings: SVI,
+    guide: Any,
+    init: Mapping[str, Tensor],
+    weights: Tensor | None,
+    loader: tuple[int, Any] | None = None,
 ) -> Setup:
     """Build guide, variables and batches for a plan.
 
@@ -65,6 +69,7 @@ def prepare(
         guide: the user's guide, or None.
         init: constrained start values by name.
         weights: one weight per datum, or None.
+        loader: where a loader stood among the arguments, and the loader.
 
     Raises:
         ModelError: the guide does not fit the program.
@@ -78,8 +83,29 @@ def prepare(
     if isinstance(run, UserRun):
         with torch.no_grad():
             check_guide(run, source.model, Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch), variables.constrained())
-    train, held_out, size = _data(source, plan, settings, run, weights)
-    return Setup(source, plan, run, trainer, train, held_out, size, num_values(plan))
+    if loader is None:
+        train, held_out, size = _data(source, plan, settings, run, weights)
+    else:
+        train, held_out, size = _loaded(source, plan, settings, loader, weights)
+    seen = plan.program.plates[plan.program.data_plate].size if plan.program.data_plate is not None else 1
+    count = round(num_values(plan) * train.num_data / seen) if plan.program.data_plate is not None else num_values(plan)
+    return Setup(source, plan, run, trainer, train, held_out, size, count)
+
+
+def _loaded(
+    source: Source, plan: Plan, settings: SVI, loader: tuple[int, Any], weights: Tensor | None
+) -> tuple[Batches, Batches | None, int]:
+    if weights is not None:
+        raise PlanError(message("weights need all data in one call", hint="poutine.scale in the program, fed by the loader"))
+    position, batches = loader
+    train = Loader(batches, source, position, plan.program, settings.num_data)
+    held: Batches | None = None
+    if not isinstance(settings.validation, float):
+        held = Loader(settings.validation, source, position, plan.program, None)
+    elif settings.validation > 0:
+        raise PlanError(message("a fraction of a loader cannot be held out", hint="SVI(validation=another_loader)"))
+    plate = plan.program.data_plate
+    return train, held, plan.program.plates[plate].size if plate is not None else 1
 
 
 def _guide_run(
@@ -113,15 +139,30 @@ def _data(
         observed, columns = guide.read(source.args, source.kwargs, start, source.batch), guide.columns
     batch_size = default_batch_size(size, _declared(source, program), settings.batch_size)
     fraction = settings.validation if isinstance(settings.validation, float) else 0.0
+    given = _given(settings.validation, source, program, run) if not isinstance(settings.validation, float) else None
     if batch_size is None and fraction == 0.0:
         whole = Whole(Batch(source.args, source.kwargs, size, plate=plate, weights=weights, observed=observed, keep_subsamples=source.batch))
-        return whole, None, size
+        return whole, given, size
     cut = Cut(source, program, observed, columns, weights)
     chosen = batch_size or size
     if fraction == 0.0:
-        return Rows(cut, torch.arange(size), chosen), None, min(chosen, size)
+        return Rows(cut, torch.arange(size), chosen), given, min(chosen, size)
     kept, held = split_rows(size, fraction, torch.Generator().manual_seed(source.seed))
     return Rows(cut, kept, chosen), Rows(cut, held, max(chosen, 1)), min(chosen, len(kept))
+
+
+def _given(held_out: Any, source: Source, program: Program, run: GuideRun) -> Batches:
+    """Held-out data that the user gives: the model's arguments."""
+    args = as_tensors(held_out if isinstance(held_out, tuple) else (held_out,))
+    plate = program.data_plate
+    if plate is None:
+        raise PlanError(message("held-out data need a plate around the data", hint='pyro.plate("data", len(x))'))
+    with isolated(source.seed):
+        start = {n: p.init for n, p in program.parameters.items()}
+        records = run_program(source.model, args, source.kwargs, assign=lambda n, fn: start.get(n), parameters=start).records
+    frames = [f for r in records.values() for f in r.frames if f.name == plate]
+    size = frames[0].size if frames else 1
+    return Whole(Batch(args, source.kwargs, size, plate=plate))
 
 
 def _declared(source: Source, program: Program) -> int | None:

@@ -107,7 +107,8 @@ class Trainer:
         """
         weights, outside = [], []
         for _ in range(num_particles):
-            inside, rest = self.bound.split(batch, parameters, self.guide.draw(batch, parameters))
+            draws = self.guide.draw(batch, parameters)
+            inside, rest = self.bound.parts(batch, parameters, draws, closed_forms=False, priors=True)
             weights.append(inside)
             outside.append(rest)
         bound = torch.logsumexp(torch.stack(weights), 0) - math.log(num_particles)
@@ -139,7 +140,7 @@ class Trainer:
         parameters = self.variables.constrained()
         total = torch.zeros(batch.size, dtype=torch.float64)
         for _ in range(num_particles):
-            total += self.bound.per_datum(batch, parameters, self.guide.draw(batch, parameters))
+            total += self.bound.parts(batch, parameters, self.guide.draw(batch, parameters))[0]
         return total / num_particles
 
 

@@ -1,0 +1,180 @@
+"""The result of a fit whose posterior is approximate: the same questions, answered by bounds and by sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_em.arguments import as_tensors
+from ppl_em.errors import PplEmError, message
+from ppl_em.plan.plan import Plan
+from ppl_em.result import FitResult
+from ppl_em.svi.batch import Batch
+from ppl_em.svi.batches import batch_size, call_arguments
+from ppl_em.svi.fitted_guide import FittedGuide
+from ppl_em.svi.guides import AutomaticRun, GuideRun
+from ppl_em.svi.posterior import AmortisedPosterior
+from ppl_em.svi.query import Query
+from ppl_em.svi.user_guide import UserRun
+from ppl_em.trace.tracing import Source, trace_program
+
+
+@dataclass(frozen=True, eq=False)
+class ApproximateResult(FitResult):
+    """A fitted program whose posterior is approximated, in part or in whole, by a guide.
+
+    Beside the members of :class:`~ppl_em.result.FitResult`:
+
+    Args:
+        held_out: bound per held-out datum at each look at the validation data, nats.
+        num_values: observed numbers in the training data.
+    """
+
+    held_out: tuple[float, ...] = ()
+    num_values: int = 0
+    _run: GuideRun | None = field(default=None, repr=False)
+    _tracing: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _loader: tuple[int, Any] | None = field(default=None, repr=False)
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits per observed value that the bound promises."""
+        return -self.objective / math.log(2) / max(1, self.num_values)
+
+    # queries -------------------------------------------------------------------------------------------------
+
+    def query(self, *args: Any, seed: int | None = None, **kwargs: Any) -> Query:
+        """The fitted program on given data (a loader among the arguments is gone through once).
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+            seed: of what is drawn; the fit's by default.
+        """
+        if self._run is None:
+            raise PplEmError(message("the guide is not at hand", hint="load(path, model, guide=...)"))
+        source, loader, items = self._data(args, kwargs)
+        if source is self._source and isinstance(self.plan, Plan):
+            plan = self.plan
+        else:
+            program = trace_program(source, values=self._values, witness=False, **self._tracing)
+            plan = self._plan_of(program)
+        run = self._run if isinstance(self._run, AutomaticRun) else self._rebound(plan)
+        if loader is None:
+            plate = plan.program.data_plate
+            size = plan.program.plates[plate].size if plate is not None else 1
+            batches = (Batch(source.args, source.kwargs, size, plate=plate),)
+        else:
+            batches = tuple(self._batch(item, source, loader, plan) for item in items)
+        values = {**self._values, **self.guide_params}
+        return Query(plan, self._model, run, values, batches, self.seed if seed is None else seed)
+
+    def _batch(self, item: Any, source: Source, position: int, plan: Plan) -> Batch:
+        args, kwargs = call_arguments(item, source, position)
+        return Batch(args, kwargs, batch_size(item), plate=plan.program.data_plate, keep_subsamples=True)
+
+    def _rebound(self, plan: Plan) -> UserRun:
+        assert isinstance(self._run, UserRun)
+        return UserRun(self._run.callable, self._run.trace, plan.program)
+
+    def _data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Source, int | None, list[Any]]:
+        """Program and data to trace, where a loader stands among the arguments, and its batches."""
+        from ppl_em.problem import find_loader, first_batch
+
+        if not args and not kwargs:
+            if self._source is None:
+                raise PplEmError(message("the training data are not at hand", hint="passing the data"))
+            if self._loader is None:
+                return self._source, None, []
+            position, loader = self._loader
+            whole = self._source
+            return whole, position, list(loader)
+        position = find_loader(args)
+        if position is None:
+            return Source(self._model, as_tensors(args), as_tensors(dict(kwargs)), self.seed), None, []
+        source = first_batch(Source(self._model, args, as_tensors(dict(kwargs)), self.seed), position)
+        return source, position, list(args[position])
+
+    def _plan_of(self, program: Any) -> Plan:
+        from ppl_em.fitting import ENGINES
+        from ppl_em.plan.plan import make_plan
+        from ppl_em.problem import rule_lookup
+
+        guided = self._run.trace.names if isinstance(self._run, UserRun) else ()
+        return make_plan(
+            program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf, method="svi", guided=guided
+        )
+
+    def posterior(self, *args: Any, **kwargs: Any) -> Any:
+        """Approximate posterior over the latents, given the training data or other data.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+        """
+        return AmortisedPosterior(self.query(*args, **kwargs))
+
+    def log_prob(self, *args: Any, num_particles: int = 16, **kwargs: Any) -> Tensor:
+        """Lower bound on the log marginal likelihood of each datum, nats.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+            num_particles: draws per datum.
+
+        Returns:
+            Shaped by the outermost data plate; a scalar where there is none or where data share latents.
+        """
+        return self.query(*args, **kwargs).per_datum(num_particles)
+
+    def estimate_log_likelihood(self, num_samples: int = 1000, *args: Any, **kwargs: Any) -> tuple[float, float]:
+        """Importance-weighted estimate of the log marginal likelihood, and its standard error, nats.
+
+        Args:
+            num_samples: importance samples for each datum.
+            args, kwargs: the model's arguments; the training data if none are given.
+        """
+        return self.query(*args, **kwargs).importance_log_likelihood(num_samples)
+
+    def terms(
+        self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None, num_samples: int = 1000
+    ) -> dict[str, float]:
+        """The two readings of the bound; what cannot be had exactly is estimated by importance sampling.
+
+        Args:
+            params: constrained values of the model's parameters; the fitted ones by default.
+            q: constrained values of the guide's; the fitted ones by default.
+            num_samples: importance samples for each datum.
+
+        Returns:
+            ``expected_log_joint`` + ``entropy`` = ``elbo`` ≈ ``log_likelihood`` − ``kl``, nats.
+        """
+        query = self.query()
+        values = {**query.values, **dict(params or {}), **dict(q or {})}
+        query = Query(query.plan, query.model, query.guide, values, query.batches, query.seed)
+        elbo = float(query.per_datum(16).sum())
+        entropy = float(AmortisedPosterior(query).entropy())
+        likelihood, _ = query.importance_log_likelihood(num_samples)
+        return {
+            "expected_log_joint": elbo - entropy,
+            "entropy": entropy,
+            "elbo": elbo,
+            "log_likelihood": likelihood,
+            "kl": likelihood - elbo,
+        }
+
+    @property
+    def guide(self) -> Any:
+        """The fitted guide as an ordinary Pyro guide that draws every latent of the model."""
+        if self._run is None:
+            raise PplEmError(message("the guide is not at hand", hint="load(path, model, guide=...)"))
+        summed = bool(isinstance(self.plan, Plan) and self.plan.blocks)
+        return FittedGuide(
+            self._run.callable,
+            self.guide_params,
+            self.point_estimates,
+            summed,
+            lambda args, kwargs: self.posterior(*args, **kwargs),
+        )
