@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_em import distributions as distributions
+    from ppl_em import testing as testing
     from ppl_em.comparison import compare as compare
     from ppl_em.fitting import ENGINES as ENGINES
     from ppl_em.fitting import explain as explain
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from ppl_em.methods import EM as EM
     from ppl_em.methods import SVI as SVI
     from ppl_em.methods import Auto as Auto
+    from ppl_em.not_available import calibrate as calibrate
+    from ppl_em.not_available import guide_for as guide_for
     from ppl_em.plan.plan import Plan as Plan
     from ppl_em.result import FitResult as FitResult
+    from ppl_em.selection import select as select
     from ppl_em.status import Status as Status
     from ppl_em.storage import load as load
+    from ppl_em.trace.time_axis import markov as markov
 
 # No module of the package may have the name of a function here: importing it would hide the function.
 _HOMES = {
@@ -31,12 +36,17 @@ _HOMES = {
     "FitResult": "result",
     "Plan": "plan.plan",
     "Status": "status",
+    "calibrate": "not_available",
     "compare": "comparison",
     "distributions": "",
     "explain": "fitting",
     "fit": "fitting",
+    "guide_for": "not_available",
     "iterate": "fitting",
     "load": "storage",
+    "markov": "trace.time_axis",
+    "select": "selection",
+    "testing": "",
 }
 
 __all__ = [
@@ -47,12 +57,17 @@ __all__ = [
     "FitResult",
     "Plan",
     "Status",
+    "calibrate",
     "compare",
     "distributions",
     "explain",
     "fit",
+    "guide_for",
     "iterate",
     "load",
+    "markov",
+    "select",
+    "testing",
 ]
 
 

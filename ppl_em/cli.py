@@ -144,7 +144,7 @@ def report(
     target = fitted / "report.html" if out is None else out
     if target.exists() and not force:
         raise FileError(message("the report exists already", value=target, hint="--force to replace it"))
-    _reload(fitted).report(target)
+    _reload(fitted, with_data=True).report(target)
     typer.echo(f"written to {target}")
 
 
@@ -223,8 +223,8 @@ def _run_record(
     }
 
 
-def _reload(fitted: Path) -> FitResult:
-    """Loads what ``fit`` wrote, with the program it was fitted with."""
+def _reload(fitted: Path, *, with_data: bool = False) -> FitResult:
+    """Loads what ``fit`` wrote, with the program it was fitted with, and its data where they are asked for."""
     from ppl_em import output
     from ppl_em.model_file import read_model
 
@@ -232,7 +232,13 @@ def _reload(fitted: Path) -> FitResult:
     program = read_model(record["model"])
     import ppl_em
 
-    return ppl_em.load(fitted / output.RESULT, program.model, guide=program.guide)
+    result = ppl_em.load(fitted / output.RESULT, program.model, guide=program.guide)
+    if not with_data:
+        return result
+    data = None if record["data"] is None else Path(record["data"])
+    with _default_dtype(Precision(record["dtype"])):
+        _, args, kwargs = _problem(record["model"], data, record["columns"], record["arg"])
+        return result.with_data(*args, **kwargs)
 
 
 def verdict(result: FitResult) -> str:

@@ -27,7 +27,8 @@ __all__ = ["load", "mixture", "run"]
 
 PICTURE = "mixture.png"
 NETCDF = "posterior.nc"
-NAMES = ("plan.txt", "summary.csv", PICTURE, NETCDF)
+REPORT = "report.html"
+NAMES = ("plan.txt", "summary.csv", PICTURE, NETCDF, REPORT, "report.json")
 """All that the demonstration writes."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: told apart by everyone
@@ -60,7 +61,7 @@ def mixture(x: torch.Tensor, num_components: int = 2) -> None:
 
 
 def run(parent: Path, echo: Callable[[str], Any]) -> Path:
-    """Fits the mixture, prints what happens, and writes a picture and a netCDF file.
+    """Fits the mixture, prints what happens, and writes a picture, a netCDF file and a report.
 
     Args:
         parent: Where to make the directory ``ppl-em-demo``.
@@ -80,12 +81,14 @@ def run(parent: Path, echo: Callable[[str], Any]) -> Path:
     _echo_progress(result, echo)
     table = result.summary()
     echo(f"\n{table.to_string()}\n")
-    echo(_verdict(result))
+    echo(f"{_verdict(result)}\n")
+    echo(str(result.diagnose()))
 
     directory.write_text("plan.txt", str(plan))
     directory.write("summary.csv", table.to_csv)
     directory.write(NETCDF, lambda path: arviz_bridge.save(result.to_arviz(), path))
     directory.write(PICTURE, lambda path: draw(result, data, path))
+    result.report(directory.path / REPORT)
     echo(f"\nwritten to {directory.path.name}/: {', '.join(NAMES)}")
     return directory.path
 

@@ -14,6 +14,7 @@ __all__ = [
     "FileError",
     "ModelError",
     "NotAvailableYet",
+    "NotVectorised",
     "PlanError",
     "PplEmError",
     "RuleError",
@@ -39,6 +40,10 @@ class FileError(DataError):
 
 class PlanError(PplEmError, ValueError):
     """The plan that was asked for is refused: no exact engine, over the budget, contradictory options."""
+
+
+class NotVectorised(PlanError):
+    """The body of a time loop does something that cannot be done for all steps at once."""
 
 
 class EngineError(PplEmError, ArithmeticError):

@@ -86,7 +86,7 @@ def _positioned(value: Tensor, dims: list[int], event_dim: int) -> Tensor:
     shape = [1] * rank
     for d, size in zip(dims, value.shape, strict=False):
         shape[d] = size
-    return value.reshape(*shape, *value.shape[value.dim() - event_dim :])
+    return value.reshape((*shape, *value.shape[value.dim() - event_dim :]))
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -45,8 +45,17 @@ class Posterior:
         self._factors = factors
         self._blocks: dict[int, BlockPosterior] = {}
         self._home = {z: i for i, b in enumerate(plan.blocks) for z in b.block.names}
+        self._steps: dict[str, int] = {}  # states of time axes whose steps were run at once, by name
+        for i, entry in enumerate(plan.blocks):
+            axis = entry.block.axis
+            if axis is not None and axis.family is not None:
+                for z in entry.block.names:
+                    del self._home[z]
+                self._steps.update(dict.fromkeys(axis.states, i))
 
     def _block(self, name: str) -> BlockPosterior:
+        if name in self._steps:
+            return self._at(self._steps[name])
         if name not in self._home:
             raise PplEmError(
                 message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}")
@@ -60,6 +69,8 @@ class Posterior:
         return self._blocks[index]
 
     def _latent(self, name: str) -> Latent:
+        if name in self._steps:
+            return self.plan.blocks[self._steps[name]].block.latents[0]
         return self.plan.program.latents[name]
 
     def marginal(self, name: str) -> Any:
@@ -96,9 +107,12 @@ class Posterior:
 
     def mode(self) -> dict[str, Tensor]:
         """The jointly most probable assignment (Viterbi on a chain): values by site, shaped by plates."""
-        return self._values(
-            {z: f for i in range(len(self.plan.blocks)) for z, f in self._at(i).mode().items()}
-        )
+        values = self._values({z: f for i in self._whole() for z, f in self._at(i).mode().items()})
+        for i, family in self._families():
+            chain = self._at(i)
+            assert isinstance(chain, ChainPosterior)
+            values[family] = self._support(i)[chain.mode_path()]
+        return values
 
     def sample(self, num_samples: int = 1, seed: int | None = None) -> dict[str, Tensor]:
         """Exact joint draws of all latents.
@@ -116,9 +130,39 @@ class Posterior:
         else:
             generator.manual_seed(seed)
         drawn: dict[str, Factor] = {}
-        for i in range(len(self.plan.blocks)):
+        for i in self._whole():
             drawn.update(self._at(i).sample(num_samples, generator))
-        return self._values(drawn, ("@draw",))
+        values = self._values(drawn, ("@draw",))
+        for i, family in self._families():
+            chain = self._at(i)
+            assert isinstance(chain, ChainPosterior)
+            values[family] = self._support(i)[chain.sample_path(num_samples, generator)]
+        return values
+
+    def by_step(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values by site: families of states that were run at once (time last) taken apart."""
+        result = dict(values)
+        for i, family in self._families():
+            axis = self.plan.blocks[i].block.axis
+            assert axis is not None
+            if family in result:
+                result.update(zip(axis.states, result.pop(family).unbind(-1), strict=True))
+        return result
+
+    def _families(self) -> list[tuple[int, str]]:
+        """Blocks whose steps were run at once, with the name of their states' family."""
+        axes = [(i, e.block.axis) for i, e in enumerate(self.plan.blocks)]
+        return [(i, a.family) for i, a in axes if a is not None and a.family is not None]
+
+    def _whole(self) -> list[int]:
+        """The other blocks."""
+        apart = {i for i, _ in self._families()}
+        return [i for i in range(len(self.plan.blocks)) if i not in apart]
+
+    def _support(self, index: int) -> Tensor:
+        support = self.plan.blocks[index].block.latents[0].support
+        assert support is not None
+        return support
 
     def _values(self, positions: Mapping[str, Factor], leading: tuple[str, ...] = ()) -> dict[str, Tensor]:
         values = {}

@@ -35,7 +35,7 @@ def predict(
         By site, (num_samples, *shape of the observed value).
     """
     fresh = _fresh(seed)
-    latents = posterior.sample(num_samples, fresh) if posterior is not None else {}
+    latents = posterior.by_step(posterior.sample(num_samples, fresh)) if posterior is not None else {}
     cases = ((parameters, {n: v[i] for n, v in latents.items()}) for i in range(num_samples))
     return _run(source, cases, fresh)
 
@@ -64,7 +64,10 @@ def predict_draws(
     def cases() -> Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
         for i in range(num_samples):
             values = {**parameters, **{n: d[i % available] for n, d in draws.items()}}
-            latents = {} if plan is None else Posterior(plan, values).sample(1, fresh + i)
+            latents = {}
+            if plan is not None:
+                posterior = Posterior(plan, values)
+                latents = posterior.by_step(posterior.sample(1, fresh + i))
             yield values, {n: v[0] for n, v in latents.items()}
 
     return _run(source, cases(), fresh)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,8 +184,16 @@ class FitResult(Uncertainty):
                     message("the training data are not at hand", hint="passing the data: result.posterior(x)")
                 )
         source = self._source_for(args, kwargs)
-        program = trace_program(source, values=self._values, freeze=(), witness=False)
+        program = trace_program(source, values=self._values, freeze=self._frozen, witness=False)
         return self._plan_of(program)
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        """Names that were held fixed."""
+        if isinstance(self.plan, Plan):
+            return tuple(n for n, p in self.plan.program.parameters.items() if p.frozen)
+        updates = self.plan.to_dict()["updates"]
+        return tuple(n for u in updates if u["rule"] == "frozen" for n in u["parameters"])
 
     def _plan_of(self, program: Program) -> Plan:
         """The plan for a program, by the engines of the fit."""
@@ -201,6 +209,14 @@ class FitResult(Uncertainty):
                 raise PplEmError(message("the training data are not at hand", hint="passing the data"))
             return self._source
         return Source(self._model, as_tensors(args), as_tensors(dict(kwargs or {})), self.seed)
+
+    def with_data(self, *args: Any, **kwargs: Any) -> FitResult:
+        """The same fit with data at hand: for a loaded result, whose data were not kept.
+
+        Args:
+            args, kwargs: the model's arguments.
+        """
+        return replace(self, _source=self._source_for(args, kwargs), plan=self._plan_for(args, kwargs))
 
     def posterior(self, *args: Any, **kwargs: Any) -> Posterior:
         """Posterior over the latents, given the training data or other data.
@@ -316,16 +332,18 @@ class FitResult(Uncertainty):
 
         return save(self, Path(path), data=data)
 
-    def plot(self, kind: str = "history", ax: Any = None) -> Any:
+    def plot(self, kind: str = "history", ax: Any = None, **options: Any) -> Any:
         """Draw one figure on a matplotlib axis.
 
         Args:
-            kind: ``"history"``, ``"restarts"``, ``"data"``.
+            kind: ``"history"``, ``"restarts"``, ``"parameters"``, ``"profile"``, ``"data"``, ``"series"``,
+                ``"latents"``, ``"predictive"``, ``"reconstruction"``, ``"loo"`` or ``"pit"``.
             ax: the axis; a new figure by default.
+            options: of the figure, see :func:`ppl_em.plotting.plot`.
         """
         from ppl_em.plotting import plot
 
-        return plot(self, kind, ax)
+        return plot(self, kind, ax, **options)
 
     def relabel(self, by: Any) -> FitResult:
         """Components permuted everywhere, see :func:`ppl_em.relabelling.relabel`."""

@@ -16,6 +16,7 @@ from ppl_em.em.degenerate import collapsed
 from ppl_em.em.loop import ROUNDING
 from ppl_em.errors import PplEmError
 from ppl_em.free_parameters import redundant_directions
+from ppl_em.per_datum import separate
 from ppl_em.status import Status
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ def laplace(result: FitResult) -> Check | None:
 
 def leave_one_out(result: FitResult) -> Check | None:
     """How well does it predict a datum that it has not seen?"""
-    if result.log_likelihood is None or not result.information.coordinates.size:
+    if result.log_likelihood is None or not _leaves_data(result):
         return None
     found = result.loo
     limit = threshold(len(result._draws.coordinates))
@@ -259,6 +260,11 @@ def leave_one_out(result: FitResult) -> Check | None:
         value=float(found.pareto_k.max()),
         threshold=limit,
     )
+
+
+def _leaves_data(result: FitResult) -> bool:
+    """Whether one datum can be left out: data in a plate, and parameters that they determine."""
+    return separate(result._plan_for(())) and bool(result.information.coordinates.size)
 
 
 def missing_information(result: FitResult) -> Check | None:
@@ -316,6 +322,8 @@ def predictive(result: FitResult) -> Check | None:
 
 def calibration(result: FitResult) -> Check | None:
     """Are leave-one-out predictions calibrated?"""
+    if result.log_likelihood is None or not _leaves_data(result):
+        return None
     pit = result.loo_pit
     if not pit:
         return None

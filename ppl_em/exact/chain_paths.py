@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_em.errors import DataError, EngineError
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_messages import chain_messages
+from ppl_em.exact.chain_viterbi import viterbi_in_blocks
 
 
 @torch.no_grad()
@@ -37,6 +38,10 @@ def viterbi(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> tuple[Tenso
         >>> viterbi(uniform, sticky, torch.tensor([[0.0, -3.0], [-1.0, 0.0], [0.0, -3.0]]))[0]
         tensor([0, 0, 0])
     """
+    chain = chain_factors(log_init, log_trans, log_obs)
+    path = viterbi_in_blocks(chain)
+    if path is not None:
+        return path, _log_weight(chain, path.unsqueeze(-2)).squeeze(-1)
     paths, log_probs = k_best(log_init, log_trans, log_obs, 1)
     return paths.squeeze(-2), log_probs.squeeze(-1)
 

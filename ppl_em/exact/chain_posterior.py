@@ -72,6 +72,14 @@ class ChainPosterior:
         path, _ = viterbi(*self._chain)
         return {z: Factor(path[..., t], self.block.plates) for t, z in enumerate(self.axis.states)}
 
+    def mode_path(self) -> Tensor:
+        """The most probable path as positions, (*plates, T)."""
+        return viterbi(*self._chain)[0]
+
+    def sample_path(self, num_samples: int, generator: torch.Generator) -> Tensor:
+        """Exact joint draws of whole paths as positions, (num_samples, *plates, T)."""
+        return sample_paths(*self._chain, num_samples, generator)
+
     def sample(self, num_samples: int, generator: torch.Generator) -> dict[str, Factor]:
         """Exact joint draws of whole paths."""
         paths = sample_paths(*self._chain, num_samples, generator)

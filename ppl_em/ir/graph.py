@@ -37,6 +37,33 @@ class Plate:
 
 
 @dataclass(frozen=True)
+class TimeAxis:
+    """A time axis whose steps but the first were run at once.
+
+    Args:
+        plate: name of the plate that stands for these steps.
+        size: number of steps T.
+        history: steps that were run one by one first.
+        first: for each site of the steps run at once, the name of the same site at step 0.
+        token: the part of these sites' names that stands for the step.
+    """
+
+    plate: str
+    size: int
+    history: int
+    first: Mapping[str, str]
+    token: str
+
+    def at(self, name: str, step: int) -> str:
+        """Name of a site at a single step."""
+        return name.replace(self.token, str(step))
+
+    def family(self, name: str) -> str:
+        """Name of the family of sites: without the step and what joins it."""
+        return name.replace(self.token, "").rstrip("_[]-. ")
+
+
+@dataclass(frozen=True)
 class Latent:
     """An unobserved random variable.
 
@@ -47,7 +74,10 @@ class Latent:
         parents: latents on which its own density depends.
         local: True if it lives in a data plate (its number grows with the data).
         support: (K, *event_shape) values of a discrete latent.
-        event_shape: shape of one value.
+        event_shape: shape of one value, folded dimensions first.
+        by_path: Python reads its value: it takes one value per run of the program.
+        folded: number of batch dimensions whose elements are summed jointly, as one value (they depend on each other
+            in a way that their plate does not show).
     """
 
     name: str
@@ -57,6 +87,8 @@ class Latent:
     local: bool = False
     support: Tensor | None = None
     event_shape: tuple[int, ...] = ()
+    by_path: bool = False
+    folded: int = 0
 
     @property
     def cardinality(self) -> int:
@@ -232,7 +264,9 @@ class Program:
         unproven: reasons why nothing about this program can be called exact.
         witnesses: evidence for the exactness claim, by name.
         data_plate: the outermost plate around all observations, None where there is none.
+        axes: time axes that were run in a few steps.
         runner: the enumerated program itself (:class:`ppl_em.trace.enumeration.Enumeration`), to run it on other data.
+        refused: discrete latents that cannot be summed, and why.
     """
 
     sites: Mapping[str, Site]
@@ -244,7 +278,14 @@ class Program:
     unproven: tuple[str, ...] = ()
     witnesses: Mapping[str, str] = field(default_factory=dict)
     data_plate: str | None = None
+    axes: tuple[TimeAxis, ...] = ()
     runner: Any = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def summed(self) -> dict[str, Latent]:
+        """Discrete latents that are summed."""
+        return {z: v for z, v in self.latents.items() if v.kind == "discrete" and z not in self.refused}
 
     def leaves(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Differentiable leaves that hold given parameter values.
@@ -278,7 +319,7 @@ class Program:
     def sizes(self) -> dict[str, int]:
         """Size of every named dimension: cardinalities of discrete latents and sizes of plates."""
         sizes = {
-            name: latent.cardinality for name, latent in self.latents.items() if latent.kind == "discrete"
+            name: latent.cardinality for name, latent in self.summed.items()
         }
         sizes.update({name: plate.size for name, plate in self.plates.items()})
         return sizes

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_em.errors import PlanError, message
-from ppl_em.ir import Latent, Program, Site
+from ppl_em.ir import Latent, Program, Site, TimeAxis
 from ppl_em.ir.block import Block
 from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
 from ppl_em.plan.stacking import chain_order, stack_chain
 from ppl_em.plan.structure import find_blocks
+from ppl_em.plan.time_axis import axis_of, stack_axis
 
 
 @dataclass(frozen=True)
@@ -205,13 +206,15 @@ def make_plan(
     for name, latent in program.latents.items():
         if name in guided:
             approximated[name], reasons[name] = "guide", "the guide infers it"
+        elif name in program.refused:
+            approximated[name], reasons[name] = "variational", program.refused[name]
         elif latent.kind == "continuous" and name not in points:
             approximated[name], reasons[name] = _approximation(program, latent)
     if method == "em" and approximated:
         name = next(iter(approximated))
         raise PlanError(message("exact EM cannot be had", site=name, why=reasons[name], hint='method="svi" or "auto"'))
     found, plain = find_blocks(program, guided)
-    blocks = tuple(_choose(block, engines, max_bytes) for block in found)
+    blocks = tuple(_choose(block, engines, max_bytes, axis_of(program, block)) for block in found)
     sites = [s for b in blocks for s in b.block.sites] + plain
     updates = choose_rules(program, sites, lookup)
     return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, "svi" if approximated or method == "svi" else "em")
@@ -225,8 +228,10 @@ def _approximation(program: Program, latent: Latent) -> tuple[str, str]:
     return "variational", f"it is continuous and {where}, outside the data plates: a distribution of its own"
 
 
-def _choose(block: Block, engines: Sequence[Any], max_bytes: float) -> BlockPlan:
-    order = chain_order(block)
+def _choose(block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None) -> BlockPlan:
+    if axis is not None:
+        block = stack_axis(block, axis) or block
+    order = chain_order(block) if block.axis is None else None
     stacked = stack_chain(block, order) if order is not None else None
     rejected: list[tuple[str, str]] = []
     for engine in engines:

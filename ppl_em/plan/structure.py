@@ -21,7 +21,7 @@ def find_blocks(program: Program, guided: Collection[str] = ()) -> tuple[list[Bl
     Raises:
         PlanError: the sites of one block have different scales.
     """
-    summed = [z for z, v in program.latents.items() if v.kind == "discrete" and z not in guided]
+    summed = [z for z in program.summed if z not in guided]
     root = {z: z for z in summed}
 
     def find(z: str) -> str:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ppl_em.errors import PlanError, message
+from ppl_em.errors import PlanError
 from ppl_em.ir import Latent
-from ppl_em.trace.run import Record
-
-#: A latent vector (``.to_event``) of discrete variables is enumerated as a Cartesian product up to this many values.
-MAX_PRODUCT = 4096
-
+from ppl_em.trace.record import Record
+from ppl_em.trace.support import enumerate_support
 
 def data_plates(records: Mapping[str, Record]) -> frozenset[str]:
     """Names of plates that enclose an observation."""
     return frozenset(f.name for r in records.values() if r.role in ("observed", "factor") for f in r.frames)
 
 
-def classify(records: Mapping[str, Record]) -> dict[str, Latent]:
-    """Latents of a program in the order of its sites.
+def classify(
+    records: Mapping[str, Record],
+    bounds: Mapping[str, int] | None = None,
+    folded: Mapping[str, int] | None = None,
+) -> tuple[dict[str, Latent], dict[str, PlanError]]:
+    """Latents of a program in the order of its sites, and those that cannot be enumerated, with the reason.
 
-    Raises:
-        PlanError: a latent of infinite discrete support.
+    Args:
+        records: its sites.
+        bounds: number of values of latents whose support depends on other latents.
+        folded: number of batch dimensions of latents whose elements are enumerated jointly.
     """
+    bounds, folded = bounds or {}, folded or {}
+    refused: dict[str, PlanError] = {}
     data = data_plates(records)
     latents: dict[str, Latent] = {}
     for name, record in records.items():
@@ -41,13 +41,19 @@ def classify(records: Mapping[str, Record]) -> dict[str, Latent]:
         parents = tuple(z for z in latents if z in parents)
         in_data = any(f.name in data for f in record.frames)
         if is_discrete(record.fn):
-            support = enumerate_support(record)
             local = in_data or len(record.fn.batch_shape) > len(plates)
-            latents[name] = Latent(name, "discrete", plates, parents, local, support, tuple(record.fn.event_shape))
+            depth = folded.get(name, 0)
+            kept = tuple(p for dim, p in framed if dim < -depth)
+            try:
+                support = enumerate_support(record, bounds.get(name), depth)
+            except PlanError as error:
+                refused[name], support = error, None
+            shape = tuple(record.fn.event_shape) if support is None else tuple(support.shape[1:])
+            latents[name] = Latent(name, "discrete", kept, parents, local, support, shape, folded=depth)
         else:
             local = in_data or any(_same_family(name, z) and latents[z].kind == "continuous" for z in parents)
             latents[name] = Latent(name, "continuous", plates, parents, local, None, tuple(record.fn.event_shape))
-    return _mark_first_of_time_axes(latents)
+    return _mark_first_of_time_axes(latents), refused
 
 
 def is_discrete(fn: Any) -> bool:
@@ -56,48 +62,6 @@ def is_discrete(fn: Any) -> bool:
         return bool(fn.support.is_discrete)
     except (NotImplementedError, AttributeError):
         return bool(getattr(fn, "has_enumerate_support", False))
-
-
-def enumerate_support(record: Record) -> Tensor:
-    """All values of a discrete latent, (K, *event_shape).
-
-    Raises:
-        PlanError: the support is infinite, too large, or not the same for all elements.
-    """
-    assert record.peeled is not None
-    base, inner = record.peeled.base, record.peeled.inner
-    if not base.has_enumerate_support:
-        raise PlanError(
-            message(
-                "a latent of infinite discrete support cannot be summed",
-                site=record.name,
-                value=type(base).__name__,
-                hint="a truncated version (Categorical over 0..K-1), or a continuous relaxation",
-            )
-        )
-    try:
-        values = base.enumerate_support(expand=False)
-    except (NotImplementedError, ValueError) as error:
-        raise PlanError(
-            message("the support differs between elements of one site", site=record.name, why=str(error), hint="one site per support")
-        ) from error
-    event = tuple(base.event_shape)
-    values = values.reshape((values.shape[0], *event))
-    if not inner:
-        return values
-    shape = tuple(base.batch_shape[len(base.batch_shape) - inner :])
-    count = math.prod(shape)
-    if values.shape[0] ** count > MAX_PRODUCT:
-        raise PlanError(
-            message(
-                f"a vector of {count} discrete variables has {values.shape[0]}^{count} joint values",
-                site=record.name,
-                why=f"at most {MAX_PRODUCT} are enumerated as one latent",
-                hint="a plate in place of .to_event if the elements are independent given the rest",
-            )
-        )
-    rows = [torch.stack(row) for row in product(values, repeat=count)]
-    return torch.stack(rows).reshape((len(rows), *shape, *event))
 
 
 def _family(name: str) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ppl_em.errors import PlanError, message
 from ppl_em.ir import Factor
-from ppl_em.trace.run import Frame, Record
+from ppl_em.trace.record import Frame, Record
 
 #: torch refuses tensors of more dimensions.
 MAX_DIMS = 64
@@ -26,20 +26,27 @@ class Layout:
         static: number of rightmost dimensions that plates and undeclared batch shapes use.
         register: register of each enumerated latent.
         batches: name of the undeclared batch plate by (latent, position), position counted from the right, negative.
+        folded: number of rightmost batch dimensions of a latent whose elements are enumerated jointly.
     """
 
     static: int
     register: Mapping[str, int]
     batches: Mapping[tuple[str, int], str]
+    folded: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Number of registers."""
+        return 1 + max(self.register.values(), default=-1)
 
     def position(self, latent: str) -> int:
         """Dimension (negative) at which a latent is enumerated."""
         return -1 - self.static - self.register[latent]
 
     def enumerated(self, latent: str, support: Tensor) -> Tensor:
-        """A latent's support (K, *event) shaped so that K stands at its register."""
-        event = support.shape[1:]
-        return support.reshape((support.shape[0],) + (1,) * (-self.position(latent) - 1) + tuple(event))
+        """A latent's support (K, *folded, *event) shaped so that K stands at its register."""
+        gap = -self.position(latent) - 1 - self.folded.get(latent, 0)
+        return support.reshape((support.shape[0],) + (1,) * gap + tuple(support.shape[1:]))
 
     def name_dims(self, record: Record, tensor: Tensor, event_dim: int, inner: int, scope: Iterable[str]) -> Factor:
         """Name the batch dimensions of a tensor that belongs to a site.
@@ -70,6 +77,8 @@ class Layout:
         self, record: Record, position: int, plates: Mapping[int, str], in_register: Mapping[int, str], scope: Iterable[str]
     ) -> str:
         if position >= -self.static:
+            if position >= -self.folded.get(record.name, 0):
+                return f"{record.name}_dim_{position}"
             if position in plates:
                 return plates[position]
             for latent in (record.name, *scope):
@@ -101,7 +110,10 @@ def batch_rank(record: Record) -> int:
 
 
 def allocate(
-    records: Mapping[str, Record], scopes: Mapping[str, tuple[str, ...]], cardinality: Mapping[str, int]
+    records: Mapping[str, Record],
+    scopes: Mapping[str, tuple[str, ...]],
+    cardinality: Mapping[str, int],
+    folded: Mapping[str, int] | None = None,
 ) -> Layout:
     """Colour the interference graph of the enumerated latents.
 
@@ -109,6 +121,7 @@ def allocate(
         records: sites of a run with drawn latents.
         scopes: latents on which each site depends, a latent's own site included.
         cardinality: number of values of each latent to be enumerated.
+        folded: number of rightmost batch dimensions of a latent whose elements are enumerated jointly.
 
     Raises:
         PlanError: more dimensions would be needed than torch has.
@@ -136,10 +149,13 @@ def allocate(
                 hint='method="svi", or a program whose sites depend on fewer latents each',
             )
         )
-    return Layout(static, register, _batches(records, cardinality))
+    folded = dict(folded or {})
+    return Layout(static, register, _batches(records, cardinality, folded), folded)
 
 
-def _batches(records: Mapping[str, Record], cardinality: Mapping[str, int]) -> dict[tuple[str, int], str]:
+def _batches(
+    records: Mapping[str, Record], cardinality: Mapping[str, int], folded: Mapping[str, int]
+) -> dict[tuple[str, int], str]:
     names: dict[tuple[str, int], str] = {}
     for z in cardinality:
         record = records[z]
@@ -147,6 +163,6 @@ def _batches(records: Mapping[str, Record], cardinality: Mapping[str, int]) -> d
         plates = plate_dims(record.frames)
         for axis, size in enumerate(shape):
             position = axis - len(shape)
-            if size > 1 and position not in plates:
+            if size > 1 and position not in plates and position < -folded.get(z, 0):
                 names[z, position] = f"_batch_{-position}_{size}"
     return names

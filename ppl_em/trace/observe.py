@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import DataError, message
-from ppl_em.trace.run import Record
+from ppl_em.trace.record import Record, version_of
 
 
 def check_observations(records: Mapping[str, Record]) -> None:
@@ -44,11 +44,12 @@ def check_observations(records: Mapping[str, Record]) -> None:
 def fill_masked(record: Record) -> Record:
     """Give masked NaN elements a harmless value: their gradient would be NaN although they do not count."""
     value = record.value
-    if not value.is_floating_point() or not bool(torch.isnan(value).any()):
+    unmasked = record.mask is None and (record.peeled is None or record.peeled.mask is None)
+    if unmasked or not value.is_floating_point() or not bool(torch.isnan(value).any()):
         return record
     usable = value[torch.isfinite(value)]
     filled = torch.where(torch.isnan(value), usable[0] if usable.numel() else torch.zeros((), dtype=value.dtype), value)
-    return replace(record, value=filled, version=filled._version)
+    return replace(record, value=filled, version=version_of(filled, record.peeled))
 
 
 def _counted(record: Record) -> Tensor:

@@ -55,21 +55,24 @@ def peel(fn: Any) -> Peeled:
     Args:
         fn: what the program passed to ``pyro.sample``, after its plates expanded it.
     """
-    inner, mask = 0, None
+    inner, masks = 0, []
     while True:
         if isinstance(fn, torch.distributions.Independent):
             inner += fn.reinterpreted_batch_ndims
             fn = fn.base_dist
         elif isinstance(fn, dist.MaskedDistribution):
-            part = fn._mask
-            if inner:
-                part = part if not isinstance(part, Tensor) else part.reshape(part.shape + (1,) * inner)
-            mask = part if mask is None else mask & part
+            # It counts as it stands now.
+            masks.append((fn._mask.clone() if isinstance(fn._mask, Tensor) else fn._mask, inner))
             fn = fn.base_dist
         elif isinstance(fn, ExpandedDistribution):
             fn = fn.base_dist
         else:
             break
+    mask: Tensor | bool | None = None
+    for part, outside in masks:
+        if isinstance(part, Tensor):  # a mask around .to_event covers whole events
+            part = part.reshape(part.shape + (1,) * (inner - outside))
+        mask = part if mask is None else mask & part
     arguments, event_dims, options = {}, {}, {}
     constraints = fn.arg_constraints if hasattr(fn, "arg_constraints") else {}
     for name in _given(fn, constraints):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,17 +15,25 @@ from ppl_em.ir.design import Design
 from ppl_em.ir.transform import Transform
 from ppl_em.trace.affine import affine_link, make_design
 from ppl_em.trace.enumeration import Enumeration
-from ppl_em.trace.layout import Layout
 from ppl_em.trace.links import NORMALISED, Probe, directional_derivatives, find_links
-from ppl_em.trace.run import Record
+from ppl_em.trace.record import Record
+from ppl_em.trace.thinning import Thinning
 
 Key = tuple[str, str]
+
+#: Arguments of up to this many elements are grouped by their values.
+SMALL = 100_000
 
 
 def random_parameters(parameters: Mapping[str, Parameter], generator: torch.Generator) -> dict[str, Tensor]:
     """A random valid value for each parameter, in constrained space."""
     values = {}
     for name, parameter in parameters.items():
+        near = getattr(parameter.constraint, "near", None)
+        if near is not None:
+            noise = torch.randn(parameter.init.shape, generator=generator, dtype=torch.float64)
+            values[name] = near(noise.to(parameter.init)).detach()
+            continue
         transform = transform_to(parameter.constraint)
         try:
             free = transform.inv(parameter.init)
@@ -39,9 +48,8 @@ def link_arguments(
     sites: dict[str, Site],
     parameters: Mapping[str, Parameter],
     enumeration: Enumeration,
-    layout: Layout,
-    scopes: Mapping[str, tuple[str, ...]],
     expected: Mapping[str, Factor],
+    thinning: Thinning,
 ) -> dict[str, Site]:
     """Attach links to the arguments of all sites, and mark the sites that need no run to be evaluated.
 
@@ -50,82 +58,141 @@ def link_arguments(
         parameters: everything that is estimated.
         enumeration: runs the program.
         expected: each site's log-factor in a run at the initial parameters.
+        thinning: which elements of large plates ``expected`` holds.
     """
+    links, designs = find_all_links(sites, parameters, enumeration)
+    start = {**enumeration.local, **{n: p.init for n, p in parameters.items()}}
+    known: dict[Any, bool] = {}
+    return {
+        name: _finish(thinning, site, links, designs, start, expected[name], known) for name, site in sites.items()
+    }
+
+
+def find_all_links(
+    sites: Mapping[str, Site], parameters: Mapping[str, Parameter], enumeration: Enumeration
+) -> tuple[dict[Key, tuple[Link, ...]], dict[Key, Design]]:
+    """Links and linear predictors of all arguments that parameters feed, by site and argument."""
     keys = [
         (n, a)
         for n, s in sites.items()
         for a, argument in s.arguments.items()
         if argument.sources and argument.sources <= set(parameters)
     ]
+    if not keys:
+        return {}, {}
+    generator = torch.Generator().manual_seed(20261)
+    saved = {n: p.module_tensor.detach().clone() for n, p in parameters.items() if p.module_tensor is not None}
     links: dict[Key, tuple[Link, ...]] = {}
     affine: dict[Key, Transform] = {}
-    if keys:
-        generator = torch.Generator().manual_seed(20261)
-        saved = {n: p.module_tensor.detach().clone() for n, p in parameters.items() if p.module_tensor is not None}
-        try:
-            first, second = (
-                _probe(keys, sites, parameters, enumeration, layout, scopes, generator) for _ in range(2)
-            )
-        finally:
-            for name, value in saved.items():
-                parameters[name].module_tensor.data.copy_(value)  # type: ignore[union-attr]
-        for key in keys:
-            if key in first and key in second and first[key].value.shape == second[key].value.shape:
-                site = sites[key[0]]
-                normalised = site.family is not None and site.family.__name__ in NORMALISED
-                sources = sorted(site.arguments[key[1]].sources)
-                links[key] = find_links(first[key], second[key], sources, normalised)
-                if not links[key] and not normalised:
-                    link = affine_link(first[key], second[key], sources)
-                    if link is not None:
-                        affine[key] = link
-    designs = _designs(affine, sites, parameters, enumeration, layout, scopes) if affine else {}
-    start = {**enumeration.local, **{n: p.init for n, p in parameters.items()}}
-    return {name: _finish(site, links, designs, start, expected[name]) for name, site in sites.items()}
+    try:
+        runs = [ProbeRun(keys, sites, parameters, enumeration, generator) for _ in range(2)]
+    finally:
+        for name, value in saved.items():
+            parameters[name].module_tensor.data.copy_(value)  # type: ignore[union-attr]
+    for group in _alike(keys, sites, runs):
+        head = group[0]
+        first, second = (run.probe(head) for run in runs)
+        site = sites[head[0]]
+        normalised = site.family is not None and site.family.__name__ in NORMALISED
+        sources = sorted(site.arguments[head[1]].sources)
+        found = find_links(first, second, sources, normalised)
+        link = None if found or normalised else affine_link(first, second, sources)
+        for key in group:
+            links[key] = found
+            if link is not None:
+                affine[key] = link
+    return links, _designs(affine, sites, parameters, enumeration) if affine else {}
 
 
-def _probe(
-    keys: list[Key],
-    sites: Mapping[str, Site],
-    parameters: Mapping[str, Parameter],
-    enumeration: Enumeration,
-    layout: Layout,
-    scopes: Mapping[str, tuple[str, ...]],
-    generator: torch.Generator,
-) -> dict[Key, Probe]:
-    values = random_parameters(parameters, generator)
-    leaves = {}
-    for name, parameter in parameters.items():
-        if parameter.module_tensor is not None:
-            parameter.module_tensor.data.copy_(values[name])
-            leaves[name] = parameter.module_tensor
+def _alike(keys: Sequence[Key], sites: Mapping[str, Site], runs: Sequence[ProbeRun]) -> list[list[Key]]:
+    """Arguments grouped by what they are at both random settings: like ones have the same links."""
+    groups: dict[Any, list[Key]] = {}
+    for key in keys:
+        values = [run.outputs.get(key) for run in runs]
+        if any(v is None for v in values) or values[0].shape != values[1].shape:  # type: ignore[union-attr]
+            continue
+        site = sites[key[0]]
+        kind: tuple[Any, ...] = (site.family, key[1], site.arguments[key[1]].sources, tuple(values[0].shape))  # type: ignore[union-attr]
+        if values[0].numel() <= SMALL:  # type: ignore[union-attr]
+            kind += tuple(v.detach().cpu().numpy().tobytes() for v in values if v is not None)
+            kind += (values[0].requires_grad,)  # type: ignore[union-attr]
         else:
-            leaves[name] = values[name].clone().requires_grad_(True)
-    with torch.enable_grad():
-        records = enumeration.run(leaves)
-        named = {k: _named(records[k[0]], k[1], layout, scopes[k[0]]) for k in keys if k[0] in records}
-        named = {k: f for k, f in named.items() if f is not None and f.dims == sites[k[0]].arguments[k[1]].value.dims}
-        outputs = [f.tensor for f in named.values()]
-        tangents: dict[str, list[list[Tensor]]] = {}
-        directions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        same = torch.Generator().manual_seed(7)  # every probe is differentiated along the same directions
-        for name, leaf in leaves.items():
+            kind += (key,)
+        groups.setdefault(kind, []).append(key)
+    heads = [group[0] for group in groups.values()]
+    for run in runs:
+        run.differentiate(heads)
+    return list(groups.values())
+
+
+class ProbeRun:
+    """The program run at random parameter values, its distributions' arguments differentiated.
+
+    Args:
+        keys: the arguments that matter.
+        sites, parameters, enumeration: the program.
+        generator: of the values.
+
+    Attributes:
+        outputs: compact value of each argument, where it has the dimensions that it had before.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Key],
+        sites: Mapping[str, Site],
+        parameters: Mapping[str, Parameter],
+        enumeration: Enumeration,
+        generator: torch.Generator,
+    ) -> None:
+        values = random_parameters(parameters, generator)
+        self.leaves: dict[str, Tensor] = {}
+        for name, parameter in parameters.items():
+            if parameter.module_tensor is not None:
+                parameter.module_tensor.data.copy_(values[name])
+                self.leaves[name] = parameter.module_tensor
+            else:
+                self.leaves[name] = values[name].clone().requires_grad_(True)
+        self.values = {n: leaf.detach().clone() for n, leaf in self.leaves.items()}
+        self.outputs: dict[Key, Tensor] = {}
+        with torch.enable_grad():
+            records = enumeration.run(self.leaves)
+            for key in keys:
+                named = _named(records, key, enumeration)
+                if named is not None and named.dims == sites[key[0]].arguments[key[1]].value.dims:
+                    self.outputs[key] = named.tensor
+        same = torch.Generator().manual_seed(7)  # every run is differentiated along the same directions
+        self.directions: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for name, leaf in self.leaves.items():
             r, s = (torch.randn(leaf.shape, generator=same, dtype=torch.float64).to(leaf) for _ in range(2))
-            directions[name] = (torch.ones_like(leaf).detach(), r, s)
-            tangents[name] = directional_derivatives(outputs, leaf, directions[name])
-    probes = {}
-    for i, key in enumerate(named):
-        mine = {n: (t[0][i], t[1][i], t[2][i]) for n, t in tangents.items()}
-        detached = {n: leaf.detach().clone() for n, leaf in leaves.items()}
-        probes[key] = Probe(outputs[i].detach(), detached, mine, directions)
-    return probes
+            self.directions[name] = (torch.ones_like(leaf).detach(), r, s)
+        self.tangents: dict[str, list[list[Tensor]]] = {}
+        self.place: dict[Key, int] = {}
+
+    def differentiate(self, keys: Sequence[Key]) -> None:
+        """Directional derivatives of some arguments with respect to every parameter."""
+        self.place = {key: i for i, key in enumerate(keys)}
+        outputs = [self.outputs[key] for key in keys]
+        with torch.enable_grad():
+            for name, leaf in self.leaves.items():
+                self.tangents[name] = directional_derivatives(outputs, leaf, self.directions[name])
+
+    def probe(self, key: Key) -> Probe:
+        """One argument with its derivatives."""
+        i = self.place[key]
+        mine = {n: (t[0][i], t[1][i], t[2][i]) for n, t in self.tangents.items()}
+        return Probe(self.outputs[key].detach(), self.values, mine, self.directions)
 
 
-def _named(record: Record, argument: str, layout: Layout, scope: tuple[str, ...]) -> Factor | None:
-    peeled = record.peeled
-    if peeled is None or argument not in peeled.arguments:
+def _named(records: Mapping[str, Record], key: Key, enumeration: Enumeration) -> Factor | None:
+    record = records.get(key[0])
+    peeled = None if record is None else record.peeled
+    if record is None or peeled is None or key[1] not in peeled.arguments:
         return None
-    return layout.name_dims(record, peeled.arguments[argument], peeled.event_dims[argument], peeled.inner, scope)
+    event_dim = peeled.event_dims[key[1]]
+    return enumeration.layout.name_dims(
+        record, peeled.arguments[key[1]], event_dim, peeled.inner, enumeration.scopes[key[0]]
+    )
 
 
 def _designs(
@@ -133,8 +200,6 @@ def _designs(
     sites: Mapping[str, Site],
     parameters: Mapping[str, Parameter],
     enumeration: Enumeration,
-    layout: Layout,
-    scopes: Mapping[str, tuple[str, ...]],
 ) -> dict[Key, Design]:
     """Design matrices of the arguments that are linear predictors."""
     leaves = {}
@@ -146,26 +211,28 @@ def _designs(
         records = enumeration.run(leaves)
         for key, transform in affine.items():
             argument = sites[key[0]].arguments[key[1]]
-            named = _named(records[key[0]], key[1], layout, scopes[key[0]])
+            named = _named(records, key, enumeration)
             if named is None or named.dims != argument.value.dims:
                 continue
-            design = make_design(named, leaves, sorted(argument.sources), transform, set(layout.register))
+            design = make_design(named, leaves, sorted(argument.sources), transform, set(enumeration.layout.register))
             if design is not None:
                 designs[key] = design
     return designs
 
 
 def _finish(
+    thinning: Thinning,
     site: Site,
     links: Mapping[Key, tuple[Link, ...]],
     designs: Mapping[Key, Design],
     start: Mapping[str, Tensor],
     expected: Factor,
+    known: dict[Any, bool],
 ) -> Site:
     arguments: dict[str, Argument] = {}
     for name, argument in site.arguments.items():
-        found = links.get((site.name, name), ())
-        arguments[name] = replace(argument, links=found, design=designs.get((site.name, name)))
+        key = (site.name, name)
+        arguments[name] = replace(argument, links=links.get(key, ()), design=designs.get(key))
     # A parameter that reaches the site other than through its arguments (mask, scale, observed value) makes it opaque.
     through = frozenset().union(*(a.sources for a in arguments.values())) | ({site.point} if site.point else set())
     lowered = (
@@ -176,7 +243,34 @@ def _finish(
         and site.role in ("latent", "observed")
     )
     linked = replace(site, arguments=arguments)
-    return replace(linked, lowered=lowered and _scores_as_run(linked, start, expected))
+    if not lowered:
+        return linked
+    form = _form(linked)
+    if form not in known:
+        known[form] = _scores_as_run(thinning.site(linked), start, expected)
+    return replace(linked, lowered=known[form])
+
+
+def _form(site: Site) -> Any:
+    """Everything that decides how a site's density is put together: shapes, names up to renaming, links."""
+    order = {d: i for i, d in enumerate((*site.dims, *site.inner))}
+
+    def shape(factor: Factor | None) -> Any:
+        return None if factor is None else (tuple(order.get(d, d) for d in factor.dims), tuple(factor.tensor.shape))
+
+    arguments = tuple(
+        (n, shape(a.value), tuple(id(link) for link in a.links), id(a.design) if a.design else None)
+        for n, a in site.arguments.items()
+    )
+    options = tuple(sorted((k, repr(v)) for k, v in site.options.items()))
+    inside = _own_values_differ(site)
+    return (site.family, site.role, arguments, shape(site.value), shape(site.mask), len(site.scope), options, site.point, inside)
+
+
+def _own_values_differ(site: Site) -> str | None:
+    """Sites whose constant arguments or support may hide a special case are checked one by one."""
+    counts = any(n == "total_count" for n in site.arguments)
+    return site.name if site.role == "latent" and counts else None
 
 
 def _scores_as_run(site: Site, start: Mapping[str, Tensor], expected: Factor) -> bool:

@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 _ESCAPES = frozenset(
     {"__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "__array__", "__contains__", "is_nonzero"}
 )
-#: Randomness outside sample statements: its result is not a function of the latents.
+#: Randomness outside sample statements (batch normalisation: a result that depends on the other data of the batch).
 _RANDOM = frozenset(
     {"rand", "randn", "randint", "rand_like", "randn_like", "randperm", "bernoulli", "bernoulli_", "normal", "normal_",
-     "uniform_", "multinomial", "poisson", "dropout", "alpha_dropout", "feature_dropout", "exponential_", "randint_like"}
+     "uniform_", "multinomial", "poisson", "dropout", "alpha_dropout", "feature_dropout", "exponential_", "randint_like",
+     "random_", "geometric_", "cauchy_", "log_normal_", "rrelu", "batch_norm"}
 )  # fmt: skip
 
 #: Functions of many tensors each of whose outputs comes from one input only.
@@ -63,7 +64,11 @@ class Provenance(TorchFunctionMode):
 
     def marks(self, value: Any) -> frozenset[str]:
         """Marks of all tensors in a nested value, escaped ones included."""
-        found: set[str] = set(self.escaped)
+        return self.carried(value) | frozenset(self.escaped)
+
+    def carried(self, value: Any) -> frozenset[str]:
+        """Marks that the tensors in a nested value carry, escaped ones left out."""
+        found: set[str] = set()
         for tensor in tensors_in(value):
             found |= self._of(tensor)
         return frozenset(found)
@@ -93,8 +98,7 @@ class Provenance(TorchFunctionMode):
         if self.sampling:
             return result
         name = getattr(func, "__name__", "")
-        random = _RANDOM & {name}
-        if random and ("dropout" not in name or kwargs.get("training", True)):
+        if name in _RANDOM and _draws(name, args, kwargs):
             for tensor in tensors_in(result):
                 self.mark(tensor, {f"random:{name}"})
         found = frozenset().union(*(self._of(t) for t in tensors_in((args, kwargs))))
@@ -125,6 +129,16 @@ class Provenance(TorchFunctionMode):
             yield
         finally:
             self.sampling = False
+
+
+def _draws(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a function that may be random is so: dropout and batch normalisation only while training."""
+    position = {"dropout": 2, "alpha_dropout": 2, "feature_dropout": 2, "batch_norm": 5}.get(name)
+    if position is None:
+        return True
+    if "training" in kwargs:
+        return bool(kwargs["training"])
+    return bool(args[position]) if len(args) > position else name != "batch_norm"
 
 
 def _writes(name: str) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from ppl_em.errors import PlanError, message
 from ppl_em.ir import Argument, Factor, Latent, Plate, Site
+from ppl_em.trace.enumeration import mask_factor
 from ppl_em.trace.layout import Layout
-from ppl_em.trace.run import Record
+from ppl_em.trace.record import Record
+from ppl_em.trace.thinning import Thinning
 
 
 def build_site(
@@ -20,6 +24,7 @@ def build_site(
     sources: frozenset[str],
     summed: Mapping[str, Latent],
     points: tuple[str, ...],
+    thinning: Thinning,
 ) -> Site:
     """Turn a record of an enumerated run into a site (links are found later).
 
@@ -28,28 +33,35 @@ def build_site(
         marks: from the run in which provenance was followed.
         scope: summed latents on which the site may depend.
         sources: marks of everything that is estimated.
+        summed: discrete latents that are summed.
+        points: latents whose values are given.
+        thinning: which elements of large plates are looked at.
     """
-    peeled = record.peeled
-    inner = 0 if peeled is None else peeled.inner
-    mask, scale = _mask(record, layout, scope), _scale(record, layout, scope)
+    peeled, inner = record.peeled, record.inner
+    reached = marks.control & sources  # control flow may depend on these
+    mask, scale = mask_factor(record, layout, scope), _scale(record, layout, scope)
     arguments, value = {}, Factor(torch.zeros(()), ())
     if peeled is not None:
         for name, tensor in peeled.arguments.items():
             named = layout.name_dims(record, tensor.detach(), peeled.event_dims[name], inner, scope)
-            fed = frozenset(_source_name(m) for m in marks.argument_marks.get(name, frozenset()) & sources)
+            fed = frozenset(_source_name(m) for m in (marks.argument_marks.get(name, frozenset()) & sources) | reached)
             arguments[name] = Argument(named, (), fed)
         value = _value(record, layout, scope)
-    elementwise = layout.name_dims(record, record.log_prob().detach(), 0, inner, scope)
+    elementwise = layout.name_dims(record, thinning.record(record).log_prob().detach(), 0, inner, scope)
     pieces = [elementwise, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
     seen = dict.fromkeys(d for piece in pieces for d in piece.dims)
-    kept_scope = tuple(z for z in scope if z in seen)
-    own = tuple(f.name for f in reversed(record.frames) if f.dim is not None)
+    # A latent of a single value leaves no trace in a shape.
+    kept_scope = tuple(z for z in scope if z in seen or summed[z].cardinality == 1)
+    folded = layout.folded.get(record.name, 0)
+    own = tuple(f.name for f in reversed(record.frames) if f.dim is not None and f.dim < -folded)
     own += tuple(d for d in seen if d in plates and d not in own)
     inner_names = tuple(d for d in seen if d not in summed and d not in plates)
     own = tuple(sorted(own, key=lambda d: _position(record, layout, d)))
-    fed = frozenset(_source_name(m) for m in marks.marks & sources)
+    fed = frozenset(_source_name(m) for m in (marks.marks & sources) | reached)
     if record.name in points:
         fed |= {record.name}
+    if scale is not None and (steering := [d for d in scale.dims if d in summed]):
+        raise PlanError(message("the scale of a site depends on a latent", site=record.name, value=steering[0]))
     return Site(
         name=record.name,
         role=record.role,  # type: ignore[arg-type]
@@ -96,22 +108,6 @@ def _value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
 def _size(tensor: Tensor, event_dim: int, position: int) -> int:
     position -= event_dim
     return tensor.shape[position] if -position <= tensor.dim() else 1
-
-
-def _mask(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor | None:
-    masks = []
-    if record.mask is not None and record.mask is not True:
-        masks.append(layout.name_dims(record, torch.as_tensor(record.mask), 0, 0, scope))
-    wrapped = None if record.peeled is None else record.peeled.mask
-    if wrapped is not None and wrapped is not True:
-        assert record.peeled is not None
-        masks.append(layout.name_dims(record, torch.as_tensor(wrapped), 0, record.peeled.inner, scope))
-    if not masks:
-        return None
-    total = masks[0]
-    for mask in masks[1:]:
-        total = total * mask
-    return total
 
 
 def _scale(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor | None:

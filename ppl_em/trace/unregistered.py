@@ -9,7 +9,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_em.trace.run import Run, _distribution_tensors
+from ppl_em.trace.recorder import distribution_tensors
+from ppl_em.trace.run import Run
 
 
 def warn_unregistered(run: Run, model: Any) -> None:
@@ -18,7 +19,7 @@ def warn_unregistered(run: Run, model: Any) -> None:
     known |= {id(seen.value) for seen in run.parameters.values()}
     known |= {id(getattr(seen.value, "unconstrained", lambda: None)()) for seen in run.parameters.values()}
     for record in run.records.values():
-        for leaf in _leaves(_distribution_tensors(record.fn)):
+        for leaf in _leaves(distribution_tensors(record.fn)):
             if id(leaf) not in known:
                 known.add(id(leaf))
                 warnings.warn(

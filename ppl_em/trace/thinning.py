@@ -1,0 +1,97 @@
+"""Looking at some elements of large plates only, where a check does not need them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ppl_em.ir import Argument, Factor, Link, Plate, Site
+from ppl_em.trace.peel import Peeled
+from ppl_em.trace.record import Record, version_of
+
+#: Plates of more elements than this are thinned, to this many.
+LARGE, KEPT = 20_000, 2_000
+
+
+class Thinning:
+    """Which elements of large plates are looked at: evenly spaced ones, the same at every site.
+
+    Args:
+        plates: all plates.
+    """
+
+    def __init__(self, plates: Mapping[str, Plate]) -> None:
+        self.index = {
+            n: torch.linspace(0, p.size - 1, KEPT).long().unique() for n, p in plates.items() if p.size > LARGE and p.declared
+        }
+
+    def record(self, record: Record) -> Record:
+        """A record of some elements only: its density costs no more than these."""
+        cut = {f.dim: self.index[f.name] for f in record.frames if f.dim is not None and f.name in self.index}
+        if not cut:
+            return record
+        event_dim = getattr(record.fn, "event_dim", 0)
+        peeled = None if record.peeled is None else _thin_peeled(record.peeled, cut)
+        if peeled is None or record.elementwise is not None:
+            elementwise = _take(record.log_prob(), cut, record.inner)
+            return replace(record, elementwise=elementwise, mask=_take_mask(record.mask, cut))
+        value = _take(record.value, cut, event_dim)
+        version = version_of(value, peeled)
+        return replace(record, peeled=peeled, value=value, mask=_take_mask(record.mask, cut), version=version)
+
+    def factor(self, factor: Factor) -> Factor:
+        """A factor at these elements."""
+        return Factor(self._tensor(factor.tensor, factor.dims), factor.dims)
+
+    def site(self, site: Site) -> Site:
+        """A site with these elements only."""
+        if not any(p in self.index for p in site.plates) or any(a.design for a in site.arguments.values()):
+            return site
+        arguments = {n: self._argument(a) for n, a in site.arguments.items()}
+        mask = None if site.mask is None else self.factor(site.mask)
+        return replace(site, arguments=arguments, value=self.factor(site.value), mask=mask)
+
+    def _argument(self, argument: Argument) -> Argument:
+        dims = argument.value.dims
+        links = []
+        for link in argument.links:
+            index, slope, offset = (
+                None if t is None else self._tensor(t, dims) for t in (link.index, link.slope, link.offset)
+            )
+            assert index is not None
+            links.append(Link(link.parameter, index, link.transform, slope, offset))
+        return replace(argument, value=self.factor(argument.value), links=tuple(links))
+
+    def _tensor(self, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
+        for axis, dim in enumerate(dims):
+            if dim in self.index and tensor.shape[axis] > LARGE:
+                tensor = tensor.index_select(axis, self.index[dim].to(tensor.device))
+        return tensor
+
+
+def _thin_peeled(peeled: Peeled, cut: Mapping[int, Tensor]) -> Peeled | None:
+    arguments = {n: _take(t, cut, peeled.inner + peeled.event_dims[n]) for n, t in peeled.arguments.items()}
+    try:
+        base = peeled.family(**arguments, **peeled.options, validate_args=False)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    mask = peeled.mask
+    if isinstance(mask, Tensor):
+        mask = _take(mask, cut, peeled.inner)
+    return replace(peeled, base=base, arguments=arguments, mask=mask)
+
+
+def _take(tensor: Tensor, cut: Mapping[int, Tensor], right: int) -> Tensor:
+    """Elements along batch dimensions that stand left of ``right`` further dimensions."""
+    for dim, index in cut.items():
+        axis = dim - right
+        if -axis <= tensor.dim() and tensor.shape[axis] > LARGE:
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
+
+
+def _take_mask(mask: Tensor | bool | None, cut: Mapping[int, Tensor]) -> Tensor | bool | None:
+    return _take(mask, cut, 0) if isinstance(mask, Tensor) else mask
