@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import DataError, EngineError
+from ppl_em.exact import chain_layout
+from ppl_em.exact.chain_factors import chain_factors
 from ppl_em.exact.chain_queries import (
     entropy,
     filtered,
@@ -17,6 +19,7 @@ from ppl_em.exact.chain_queries import (
     sample_paths,
     viterbi,
 )
+from ppl_em.exact.chain_viterbi import viterbi_in_blocks
 from tests.tolerances import BRUTE_FORCE, STATISTICAL
 from tests.unit.exact.chains import TRANS, brute_force, enumerate_paths, one_by_one, random_chain
 
@@ -96,6 +99,27 @@ def test_best_paths(trans: str, batch: tuple[int, ...], steps: int, states: int,
     path, log_prob = viterbi(*factors)
     assert torch.equal(path.reshape(-1, steps), paths[:, 0])
     assert torch.equal(log_prob.reshape(-1), log_probs[:, 0])
+
+
+@pytest.mark.parametrize("steps", [96, 97, 100, 111])
+@pytest.mark.parametrize("kind", ["dense", "zeros", "left to right"])
+def test_viterbi_in_blocks(steps: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks give what the whole chain gives; where they cannot agree, the whole chain is done."""
+    init, trans, obs = random_chain((2, 3), steps, 4, "shared")
+    if kind != "dense":
+        allowed = torch.ones(4, 4).triu() if kind == "left to right" else torch.ones(4, 4).triu(-1)
+        trans, init[0, 0, 1] = trans + allowed.log(), -torch.inf
+    obs[1, 2, 7] = -torch.inf
+    paths, log_probs = k_best(init, trans, obs, 1)
+    monkeypatch.setattr(chain_layout, "_COLUMNS", 60)
+    monkeypatch.setattr(chain_layout, "_SHORTEST_BLOCK", 12)
+    in_blocks = viterbi_in_blocks(chain_factors(init, trans, obs))
+    assert in_blocks is not None or kind == "left to right"
+    path, log_prob = viterbi(init, trans, obs)
+    possible = log_prob > -torch.inf
+    assert possible.sum() == 5
+    assert torch.equal(path[possible], paths[possible][:, 0])
+    torch.testing.assert_close(log_prob, log_probs[..., 0], atol=BRUTE_FORCE, rtol=0)
 
 
 @pytest.mark.parametrize("trans", TRANS)
