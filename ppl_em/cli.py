@@ -144,7 +144,10 @@ def report(
     target = fitted / "report.html" if out is None else out
     if target.exists() and not force:
         raise FileError(message("the report exists already", value=target, hint="--force to replace it"))
-    _reload(fitted, with_data=True).report(target)
+    from ppl_em import output
+
+    with _default_dtype(Precision(output.read_run(fitted)["dtype"])):
+        _reload(fitted, with_data=True).report(target)
     typer.echo(f"written to {target}")
 
 
@@ -160,7 +163,7 @@ def compare(
 
 @app.command()
 def demo() -> None:
-    """Fit a mixture to the eruptions of Old Faithful; write a picture and a netCDF file to ppl-em-demo/."""
+    """Fit a mixture to the eruptions of Old Faithful; write picture, netCDF file and report to ppl-em-demo/."""
     with _default_dtype(Precision.float64):
         from ppl_em import demo as demonstration
 
@@ -236,9 +239,8 @@ def _reload(fitted: Path, *, with_data: bool = False) -> FitResult:
     if not with_data:
         return result
     data = None if record["data"] is None else Path(record["data"])
-    with _default_dtype(Precision(record["dtype"])):
-        _, args, kwargs = _problem(record["model"], data, record["columns"], record["arg"])
-        return result.with_data(*args, **kwargs)
+    _, args, kwargs = _problem(record["model"], data, record["columns"], record["arg"])
+    return result.with_data(*args, **kwargs)
 
 
 def verdict(result: FitResult) -> str:
