@@ -64,8 +64,8 @@ class Emission:
         tensor = factor.align(order)
         event = tensor.shape[len(order) :]
         elements = [_inner_size(site, d) for d in site.inner]
-        wide = tensor.expand(tensor.shape[0], *elements, *event)
-        return wide.reshape(tensor.shape[0], math.prod(elements), *event)
+        wide = tensor.expand(self.num_states, *elements, *event)
+        return wide.reshape(self.num_states, math.prod(elements), *event)
 
     def fill(self, start: int, out: Tensor) -> None:
         """Statistics of data start … start+n as columns of ``out`` (F + 1, n); the last row is ones."""
