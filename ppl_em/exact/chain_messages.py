@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from ppl_em.exact.chain_log_space import log_backward, log_forward
 from ppl_em.exact.chain_recursions import Recursions
 from ppl_em.exact.chain_scaled import ScaledTransitions, scaled_chains, scaled_transitions
 from ppl_em.exact.chain_scan import backward_to_boundaries, forward_from_boundaries
+
+# Elements of the ``(steps, *B, K, K)`` work arrays that are held at a time.
+_CHUNK = 1 << 20
 
 
 def forward_messages(chain: ChainFactors) -> Tensor:
@@ -83,3 +88,34 @@ def _repair(groups: ChainGroups, unsure: Tensor, alpha: Tensor, beta: Tensor) ->
         alpha[group, chains] = log_forward(chain)[0].movedim(0, -2)
         if beta.shape[-1]:
             beta[group, chains] = log_backward(chain).movedim(0, -2)
+
+
+def posterior_chain(
+    chain: ChainFactors, forward: Tensor, backward: Tensor, start: int = 1, stop: int | None = None
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """The states' Markov chain given the observations, in stretches of steps.
+
+    Args:
+        chain: The factors.
+        forward: ``(*B, T, K)`` of `chain_messages`.
+        backward: ``(*B, T, K)`` of `chain_messages`.
+        start: First step whose kernel is wanted.
+        stop: One after the last (``T`` if None).
+
+    Yields:
+        ``(a, b, earlier, kernel)``: for the steps ``a`` to ``b - 1``, the marginals ``(*B, b-a, K)`` of the
+        step before and the transition probabilities ``(*B, b-a, K, K)``; rows of impossible states are zero.
+    """
+    stop = chain.num_steps if stop is None else stop
+    length = max(1, _CHUNK // max(1, chain.batch_shape.numel() * chain.num_states**2))
+    for a in range(start, stop, length):
+        b = min(a + length, stop)
+        earlier = probabilities(forward[..., a - 1 : b - 1, :] + backward[..., a - 1 : b - 1, :])
+        onward = (chain.log_obs[..., a:b, :] + backward[..., a:b, :]).unsqueeze(-2)
+        yield a, b, earlier, probabilities(onward + chain.steps(a, b))
+
+
+def probabilities(log_weight: Tensor) -> Tensor:
+    """Normalise log-weights over the last dimension; a row without any weight becomes zeros."""
+    total = log_weight.logsumexp(-1, keepdim=True)
+    return (log_weight - total.masked_fill_(total == -torch.inf, torch.inf)).exp_()

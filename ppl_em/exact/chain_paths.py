@@ -15,8 +15,11 @@ from torch import Tensor
 
 from ppl_em.errors import DataError, EngineError
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
-from ppl_em.exact.chain_messages import chain_messages
+from ppl_em.exact.chain_messages import chain_messages, posterior_chain
 from ppl_em.exact.chain_viterbi import viterbi_in_blocks
+
+# Draws times chains times states below which a step's own work is less than the cost of asking for it.
+_FEW = 1024
 
 
 @torch.no_grad()
@@ -115,12 +118,50 @@ def sample_paths(
             "draw. Try a look at their observations: some are impossible under every state."
         )
     shape = (chain.num_steps, num_samples, *chain.batch_shape)
+    if num_samples * first.numel() <= _FEW:
+        return _draw_maps(chain, forward, backward, num_samples, generator)
     paths = torch.empty(shape, dtype=torch.int64, device=first.device)
     paths[0] = _draw(first.expand(num_samples, *first.shape), generator)
     for t in range(1, chain.num_steps):
         onward = chain.log_obs[..., t, :] + backward[..., t, :]
         paths[t] = _draw(_rows(chain.step(t), paths[t - 1]) + onward, generator)
     return paths.movedim(0, -1)
+
+
+def _draw_maps(
+    chain: ChainFactors,
+    forward: Tensor,
+    backward: Tensor,
+    num_samples: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Draws of few chains: first a next state for every state of every step, then the paths through them.
+
+    Args:
+        chain: The factors.
+        forward: ``(*B, T, K)`` of `chain_messages`.
+        backward: ``(*B, T, K)`` of `chain_messages`.
+        num_samples: How many draws.
+        generator: Source of randomness.
+
+    Returns:
+        ``(num_samples, *B, T)`` states.
+    """
+    first = forward[..., 0, :] + backward[..., 0, :]
+    state = _draw(first.expand(num_samples, *first.shape), generator).unsqueeze(-1)
+    path = [state]
+    for start, stop, _, kernel in posterior_chain(chain, forward, backward):
+        cumulative = kernel.cumsum(-1)
+        total = cumulative[..., -1]
+        shape = (num_samples, *chain.batch_shape, stop - start, 1)
+        level = torch.rand(shape, generator=generator, dtype=total.dtype, device=total.device) * total
+        # Rounding must not lift the level to the total: states behind the last possible one would be drawn.
+        level = torch.minimum(level, total.nextafter(torch.zeros_like(total)))
+        following = (cumulative <= level.unsqueeze(-1)).sum(-1).clamp_(max=chain.num_states - 1)
+        for step in following.unbind(-2):
+            state = step.gather(-1, state)
+            path.append(state)
+    return torch.cat(path, -1)
 
 
 def _extend(score: Tensor, step: Tensor, log_obs: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,12 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from ppl_em.errors import DataError
-from ppl_em.exact.chain_factors import ChainFactors, chain_factors
-from ppl_em.exact.chain_messages import chain_messages, forward_messages
+from ppl_em.exact.chain_factors import chain_factors
+from ppl_em.exact.chain_messages import chain_messages, forward_messages, posterior_chain, probabilities
 from ppl_em.exact.chain_paths import k_best, sample_paths, viterbi
 
 __all__ = [
@@ -32,9 +30,6 @@ __all__ = [
     "sample_paths",
     "viterbi",
 ]
-
-# Elements of the (steps, *B, K, K) work arrays that are held at a time.
-_CHUNK = 1 << 20
 
 
 @torch.no_grad()
@@ -74,7 +69,7 @@ def pairwise(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
     chain = chain_factors(log_init, log_trans, log_obs)
     num_states = chain.num_states
     pairs = chain.log_obs.new_empty(*chain.batch_shape, chain.num_steps - 1, num_states, num_states)
-    for start, stop, earlier, kernel in _posterior_chain(chain, *chain_messages(chain)):
+    for start, stop, earlier, kernel in posterior_chain(chain, *chain_messages(chain)):
         torch.mul(earlier.unsqueeze(-1), kernel, out=pairs[..., start - 1 : stop - 1, :, :])
     return pairs
 
@@ -103,7 +98,7 @@ def pairwise_between(log_init: Tensor, log_trans: Tensor, log_obs: Tensor, s: in
             f"Try 0 ≤ s < t < {chain.num_steps}."
         )
     joint: Tensor | None = None
-    for start, stop, earlier, kernel in _posterior_chain(chain, *chain_messages(chain), s + 1, t + 1):
+    for start, stop, earlier, kernel in posterior_chain(chain, *chain_messages(chain), s + 1, t + 1):
         joint = torch.diag_embed(earlier[..., 0, :]) if joint is None else joint
         for step in range(stop - start):
             joint = joint @ kernel[..., step, :, :]
@@ -132,8 +127,8 @@ def entropy(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
     """
     chain = chain_factors(log_init, log_trans, log_obs)
     forward, backward = chain_messages(chain)
-    total = torch.special.entr(_probabilities(forward[..., 0, :] + backward[..., 0, :])).double().sum(-1)
-    for _, _, earlier, kernel in _posterior_chain(chain, forward, backward):
+    total = torch.special.entr(probabilities(forward[..., 0, :] + backward[..., 0, :])).double().sum(-1)
+    for _, _, earlier, kernel in posterior_chain(chain, forward, backward):
         total += (earlier * torch.special.entr(kernel).sum(-1)).double().sum((-2, -1))
     return total
 
@@ -169,34 +164,3 @@ def forecast(filtered_last: Tensor, trans: Tensor, steps: int) -> Tensor:
         state = state @ matrix
         ahead.append(state)
     return torch.cat(ahead, -2)
-
-
-def _posterior_chain(
-    chain: ChainFactors, forward: Tensor, backward: Tensor, start: int = 1, stop: int | None = None
-) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """The states' Markov chain given the observations, in stretches of steps.
-
-    Args:
-        chain: The factors.
-        forward: ``(*B, T, K)`` of `chain_messages`.
-        backward: ``(*B, T, K)`` of `chain_messages`.
-        start: First step whose kernel is wanted.
-        stop: One after the last (``T`` if None).
-
-    Yields:
-        ``(a, b, earlier, kernel)``: for the steps ``a`` to ``b - 1``, the marginals ``(*B, b-a, K)`` of the
-        step before and the transition probabilities ``(*B, b-a, K, K)``; rows of impossible states are zero.
-    """
-    stop = chain.num_steps if stop is None else stop
-    length = max(1, _CHUNK // max(1, chain.batch_shape.numel() * chain.num_states**2))
-    for a in range(start, stop, length):
-        b = min(a + length, stop)
-        earlier = _probabilities(forward[..., a - 1 : b - 1, :] + backward[..., a - 1 : b - 1, :])
-        onward = (chain.log_obs[..., a:b, :] + backward[..., a:b, :]).unsqueeze(-2)
-        yield a, b, earlier, _probabilities(onward + chain.steps(a, b))
-
-
-def _probabilities(log_weight: Tensor) -> Tensor:
-    """Normalise log-weights over the last dimension; a row without any weight becomes zeros."""
-    total = log_weight.logsumexp(-1, keepdim=True)
-    return (log_weight - total.masked_fill_(total == -torch.inf, torch.inf)).exp_()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import DataError, EngineError
-from ppl_em.exact import chain_layout
+from ppl_em.exact import chain_layout, chain_paths
 from ppl_em.exact.chain_factors import chain_factors
 from ppl_em.exact.chain_queries import (
     entropy,
@@ -74,7 +74,7 @@ def test_pairs_of_any_two_steps(trans: str, s: int, t: int) -> None:
 def test_work_arrays_are_cut_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     factors = random_chain((3,), 30, 2, "all")
     whole = pairwise(*factors), entropy(*factors), pairwise_between(*factors, 4, 29)
-    monkeypatch.setattr("ppl_em.exact.chain_queries._CHUNK", 7 * 3 * 4)
+    monkeypatch.setattr("ppl_em.exact.chain_messages._CHUNK", 7 * 3 * 4)
     for cut, uncut in zip(
         (pairwise(*factors), entropy(*factors), pairwise_between(*factors, 4, 29)), whole, strict=True
     ):
@@ -122,8 +122,10 @@ def test_viterbi_in_blocks(steps: int, kind: str, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(log_prob, log_probs[..., 0], atol=BRUTE_FORCE, rtol=0)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 30])
 @pytest.mark.parametrize("trans", TRANS)
-def test_draws_have_the_posterior_frequencies(trans: str) -> None:
+def test_draws_have_the_posterior_frequencies(trans: str, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_paths, "_FEW", few)
     factors = random_chain((2,), 3, 2, trans)
     number = 20_000
     draws = sample_paths(*factors, number, generator=torch.Generator().manual_seed(3))
@@ -136,7 +138,9 @@ def test_draws_have_the_posterior_frequencies(trans: str) -> None:
         assert ((frequency - probs).abs() <= STATISTICAL * standard_error + 1 / number).all()
 
 
-def test_draws_repeat_with_the_generator_and_avoid_impossible_states() -> None:
+@pytest.mark.parametrize("few", [0, 1 << 30])
+def test_draws_repeat_and_avoid_impossible_states(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_paths, "_FEW", few)
     init, trans, obs = random_chain((4,), 6, 3, "shared")
     trans = torch.where(torch.tensor([[True, True, False]] * 3).triu(), trans, -torch.inf)
     trans[1:] = torch.tensor([[-torch.inf, 0.0, 0.0], [-torch.inf, -torch.inf, 0.0]])
