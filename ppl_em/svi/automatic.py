@@ -52,11 +52,11 @@ class AutomaticGuide(PyroModule):
     ) -> None:
         super().__init__()
         with isolated(source.seed), torch.no_grad():
-            start = {n: p.init for n, p in program.parameters.items()}
-            records, draws, declared = _prior_draws(program, source, start)
+            own = {n: p.init for n, p in program.parameters.items()}
+            records, draws, declared = _prior_draws(program, source, own)
             self.columns = columns_of(program, records, source)
             self.reader = Reader(source.model, self.columns)
-            example = self.reader(source.args, source.kwargs, start, source.batch)
+            example = self.reader(source.args, source.kwargs, own, source.batch)
             sampled = [n for n, z in program.latents.items() if z.kind == "continuous" and n not in program.parameters]
             self.groups = group_latents(sampled, records, draws, covariance)
             self.sizes = {n: p.size for n, p in program.plates.items()}
@@ -73,7 +73,8 @@ class AutomaticGuide(PyroModule):
                     networks[str(i)] = self._encoder(i, example, hidden, _dtype(draws, group))
                 else:
                     sizes = [program.plates[n].size for n in group.names]
-                    free[str(i)] = nn.Parameter(torch.zeros(*sizes, group.num_inputs, dtype=_dtype(draws, group)))
+                    start = group.narrow().expand(*sizes, group.num_inputs).to(_dtype(draws, group))
+                    free[str(i)] = nn.Parameter(start.clone())
         self.networks = nn.ModuleDict(networks)
         self.free = nn.ParameterDict(free)
 

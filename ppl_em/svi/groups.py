@@ -15,6 +15,8 @@ from ppl_em.errors import ModelError, message
 from ppl_em.svi.families import Family, PushforwardNormal, family_for, is_identity, softplus_scale
 from ppl_em.trace.run import Record
 
+#: Input at which `softplus_scale` is 0.1.
+NARROW = -2.7935
 #: Draws a value: site name, distribution, and for an auxiliary variable the latent whose plates it shares.
 Sample = Callable[[str, Any, str | None], Tensor]
 
@@ -62,6 +64,24 @@ class Group:
             return sum(m.family.num_inputs for m in self.members)
         size = sum(m.family.size for m in self.members)  # type: ignore[attr-defined]
         return 2 * size + size * (size - 1) // 2
+
+    def narrow(self) -> Tensor:
+        """Inputs (num_inputs,) of a distribution a tenth as wide as the prior, at its centre.
+
+        Where parameters of their own are fitted (not an encoder's outputs), all data bear on them: the posterior is
+        narrower than the prior, and gradients at wide draws would be noise.
+        """
+        inputs = torch.zeros(self.num_inputs)
+        if self.joint:
+            size = sum(m.family.size for m in self.members)  # type: ignore[attr-defined]
+            inputs[size : 2 * size] = NARROW
+            return inputs
+        at = 0
+        for member in self.members:
+            if isinstance(member.family, PushforwardNormal):
+                inputs[at + member.family.size : at + 2 * member.family.size] = NARROW
+            at += member.family.num_inputs
+        return inputs
 
     def positioned(self, inputs: Tensor) -> Tensor:
         """(*plates, F) with size-1 dimensions where the plates leave gaps in the batch shape."""

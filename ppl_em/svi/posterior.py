@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyro.distributions as dist
@@ -134,6 +135,11 @@ class AmortisedPosterior:
                 values[name] = latent.support[index]
         order = [z for z in self.plan.program.latents if z in values]
         return {z: values[z] for z in order}
+
+    @staticmethod
+    def by_step(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values by site as the program has them, step by step: they are already."""
+        return dict(values)
 
     @torch.no_grad()
     def entropy(self) -> Tensor:
