@@ -112,9 +112,14 @@ def pose(
     if weights is not None:
         given = torch.as_tensor(as_tensors(weights))
         program = weighted(program, weights)
-    plan = make_plan(
-        program, em.engines or engines, rule_lookup, max_bytes=budget, method=chosen, guided=guided
-    )
+    options: dict[str, Any] = {"max_bytes": budget, "method": chosen, "guided": guided}
+    plan = make_plan(program, em.engines or engines, rule_lookup, **options)
+    if plan.method == "svi" and program.axes:
+        # Gradient steps run the program step by step: a time axis is unrolled.
+        source = replace(source, time=None)
+        program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
+        program = program if weights is None else weighted(program, weights)
+        plan = make_plan(program, em.engines or engines, rule_lookup, **options)
     start = {n: p.init for n, p in program.parameters.items()}
     return Problem(
         source,
