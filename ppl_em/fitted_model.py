@@ -35,14 +35,15 @@ class FittedModel:
     Args:
         model: the program.
         params: constrained values by name.
+        settings: keyword arguments of the fit that were not data; those of a call come before them.
     """
 
-    def __init__(self, model: Any, params: Mapping[str, Tensor]) -> None:
-        self.model, self.params = model, params
+    def __init__(self, model: Any, params: Mapping[str, Tensor], settings: Mapping[str, Any] | None = None) -> None:
+        self.model, self.params, self.settings = model, params, dict(settings or {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with _Substitute(self.params):
-            return self.model(*args, **kwargs)
+            return self.model(*args, **{**self.settings, **kwargs})
 
 
 class PosteriorGuide:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ppl_em import fitted_model
-from ppl_em.arguments import as_tensors
 from ppl_em.diagnostics.queries import Uncertainty
 from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import State
-from ppl_em.errors import NotAvailableYet, PplEmError, message
+from ppl_em.errors import PplEmError, message
 from ppl_em.free_parameters import num_parameters
 from ppl_em.plan.plan import Plan
-from ppl_em.posterior import Posterior
+from ppl_em.queries import Queries, settings
 from ppl_em.status import Status
-from ppl_em.trace.tracing import Source, trace_program
+from ppl_em.trace.tracing import Source
 
 if TYPE_CHECKING:
-    from ppl_em.ir import Program
     from ppl_em.problem import Problem
 
 
@@ -51,7 +48,7 @@ class Restart:
 
 
 @dataclass(frozen=True, eq=False)
-class FitResult(Uncertainty):
+class FitResult(Queries, Uncertainty):
     """A fitted program.
 
     Args:
@@ -92,6 +89,7 @@ class FitResult(Uncertainty):
     _coords: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _columns: list[list[str]] = field(default_factory=list, repr=False)
     _model: Any = field(default=None, repr=False)
+    _settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _engines: tuple[Any, ...] | None = field(default=None, repr=False)
 
     @classmethod
@@ -132,6 +130,7 @@ class FitResult(Uncertainty):
             _coords=dict(coords),
             _columns=problem.columns,
             _model=problem.source.model,
+            _settings=settings(problem.source.kwargs),
             _engines=problem.em.engines,
         )
 
@@ -167,145 +166,6 @@ class FitResult(Uncertainty):
                 message(f"{name} needs an exact log-likelihood", hint="estimate_log_likelihood()")
             )
         return self.log_likelihood
-
-    # queries -------------------------------------------------------------------------------------------------
-
-    @property
-    def _values(self) -> dict[str, Tensor]:
-        return {**self.params, **self.point_estimates}
-
-    def _plan_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Plan:
-        """The plan for given data (the training data if none are given)."""
-        if not args and not kwargs:
-            if isinstance(self.plan, Plan):
-                return self.plan
-            if self._source is None:
-                raise PplEmError(
-                    message("the training data are not at hand", hint="passing the data: result.posterior(x)")
-                )
-        source = self._source_for(args, kwargs)
-        program = trace_program(source, values=self._values, freeze=self._frozen, witness=False)
-        return self._plan_of(program)
-
-    @property
-    def _frozen(self) -> tuple[str, ...]:
-        """Names that were held fixed."""
-        if isinstance(self.plan, Plan):
-            return tuple(n for n, p in self.plan.program.parameters.items() if p.frozen)
-        updates = self.plan.to_dict()["updates"]
-        return tuple(n for u in updates if u["rule"] == "frozen" for n in u["parameters"])
-
-    def _plan_of(self, program: Program) -> Plan:
-        """The plan for a program, by the engines of the fit."""
-        from ppl_em.fitting import ENGINES
-        from ppl_em.plan.plan import make_plan
-        from ppl_em.problem import rule_lookup
-
-        return make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
-
-    def _source_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Source:
-        if not args and not kwargs:
-            if self._source is None:
-                raise PplEmError(message("the training data are not at hand", hint="passing the data"))
-            return self._source
-        return Source(self._model, as_tensors(args), as_tensors(dict(kwargs or {})), self.seed)
-
-    def with_data(self, *args: Any, **kwargs: Any) -> FitResult:
-        """The same fit with data at hand: for a loaded result, whose data were not kept.
-
-        Args:
-            args, kwargs: the model's arguments.
-        """
-        return replace(self, _source=self._source_for(args, kwargs), plan=self._plan_for(args, kwargs))
-
-    def posterior(self, *args: Any, **kwargs: Any) -> Posterior:
-        """Posterior over the latents, given the training data or other data.
-
-        Args:
-            args, kwargs: the model's arguments; the training data if none are given.
-        """
-        return Posterior(self._plan_for(args, kwargs), self._values)
-
-    def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Log marginal likelihood of each datum.
-
-        Args:
-            args, kwargs: the model's arguments; the training data if none are given.
-
-        Returns:
-            Shaped by the outermost data plate; a scalar where there is none (or where a global latent ties all data).
-        """
-        from ppl_em.per_datum import log_prob
-
-        return log_prob(self._plan_for(args, kwargs), self._values)
-
-    def predict(
-        self,
-        *args: Any,
-        num_samples: int = 100,
-        latents: str = "posterior",
-        params: str = "point",
-        seed: int | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Tensor]:
-        """Draws of every observed site anew.
-
-        Args:
-            args, kwargs: the model's arguments; the training data if none are given.
-            num_samples: number of draws.
-            latents: ``"posterior"`` (given the data) or ``"prior"`` (generate).
-            params: ``"point"``, or ``"draws"`` for another draw of the parameters in each sample.
-            seed: of the draws; None draws afresh.
-
-        Returns:
-            By site, (num_samples, *shape of the observed value).
-        """
-        from ppl_em.prediction import predict, predict_draws
-
-        if params not in ("point", "draws"):
-            raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
-        if latents not in ("posterior", "prior"):
-            raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
-        if params == "draws":
-            plan = self._plan_for(args, kwargs) if latents == "posterior" else None
-            return predict_draws(
-                self._source_for(args, kwargs), self._values, self._draws, plan, num_samples, seed
-            )
-        posterior = self.posterior(*args, **kwargs) if latents == "posterior" else None
-        return predict(self._source_for(args, kwargs), self._values, posterior, num_samples, seed)
-
-    def terms(
-        self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
-    ) -> dict[str, float]:
-        """The two readings of the bound at parameters θ = ``params`` and q = the posterior at parameters ``q``.
-
-        Args:
-            params: constrained values; the fitted ones by default.
-            q: constrained values at which the posterior is taken; the fitted ones by default.
-
-        Returns:
-            ``expected_log_joint`` + ``entropy`` = ``elbo`` = ``log_likelihood`` − ``kl`` (plus ``log_prior``), nats.
-        """
-        from ppl_em.bound import terms
-
-        mine = self._values
-        return terms(self._plan_for(()), {**mine, **dict(params or {})}, {**mine, **dict(q or {})})
-
-    # models --------------------------------------------------------------------------------------------------
-
-    @property
-    def model(self) -> Any:
-        """The program with the fitted parameter values, for ``Predictive``, ``NUTS`` and plain tracing."""
-        return fitted_model.FittedModel(self._model, dict(self.params))
-
-    @property
-    def guide(self) -> Any:
-        """A guide that draws latents from the exact posterior given the data it is called with."""
-        return fitted_model.PosteriorGuide(self)
-
-    def write_params(self) -> None:
-        """Copy the fitted values into Pyro's parameter store."""
-        fitted_model.write_params(self)
 
     # tables and files ----------------------------------------------------------------------------------------
 
@@ -350,23 +210,6 @@ class FitResult(Uncertainty):
         from ppl_em.relabelling import relabel
 
         return relabel(self, by)
-
-    def _not_yet(self, what: str) -> Any:
-        raise NotAvailableYet(message(f"{what} is not available yet"))
-
-    def estimate_log_likelihood(self, num_samples: int = 1000) -> tuple[float, float]:
-        """Log marginal likelihood and its standard error; exact (error 0) where the fit is exact."""
-        if self.log_likelihood is None:
-            self._not_yet("an importance-weighted log-likelihood")
-        return self._likelihood("log-likelihood"), 0.0
-
-    def impute(self, *args: Any) -> Any:
-        """Completed data (not available yet)."""
-        return self._not_yet("impute()")
-
-    def update(self, *batch: Any) -> Any:
-        """One stepwise step on new data (not available yet)."""
-        return self._not_yet("update()")
 
     def __str__(self) -> str:
         lines = [

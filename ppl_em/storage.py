@@ -101,7 +101,13 @@ def _header(result: FitResult) -> dict[str, Any]:
         "plan": result.plan.to_dict(),
         "coords": {k: [str(v) for v in vs] for k, vs in result._coords.items()},
         "columns": result._columns,
+        "settings": {k: v for k, v in result._settings.items() if _plain(v)},
     }
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON gives a value back as it was."""
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
@@ -149,7 +155,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
             groups[group][name] = value
     restarts = tuple(Restart(k, o, Status[s], n, c) for k, o, s, n, c in header["restarts"])
     args = tuple(groups["args"][k] for k in sorted(groups["args"], key=int))
-    source = Source(model, args, {}, header["seed"]) if args else None
+    source = Source(model, args, header.get("settings", {}), header["seed"]) if args else None
     _restore_module(model, groups["params"])
     return FitResult(
         params=groups["params"],
@@ -172,6 +178,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         _coords=header["coords"],
         _columns=header["columns"],
         _model=model,
+        _settings=header.get("settings", {}),
     )
 
 
