@@ -80,7 +80,9 @@ def log_volume(chart: Chart, coordinates: Tensor) -> Tensor:
     """Log of the volume of constrained space per volume of coordinates, up to a constant; (size,) to a scalar."""
     if not chart.size:
         return torch.zeros((), dtype=coordinates.dtype)
-    jacobian = torch.func.jacfwd(lambda u: chart.to_value(u).reshape(-1))(coordinates)
+    jacobian = torch.as_tensor(
+        torch.autograd.functional.jacobian(lambda u: chart.to_value(u).reshape(-1), coordinates)
+    )
     return 0.5 * torch.linalg.slogdet(jacobian.T @ jacobian)[1]
 
 

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+#: Log-ratios that differ by less than this are equal: the proposal is the target.
+EQUAL = 1e-6
+
+
 def threshold(num_draws: int) -> float:
     """The k-hat above which weights of so many draws cannot be trusted: min(1 − 1/log10 S, 0.7)."""
     return min(1 - 1 / math.log10(max(num_draws, 11)), 0.7)
@@ -54,6 +58,8 @@ def _smooth(log_ratios: Tensor) -> tuple[Tensor, float]:
     shifted = log_ratios - log_ratios.max()
     if not bool(torch.isfinite(shifted).any()):
         return torch.full_like(shifted, -math.log(draws)), math.inf
+    if float(shifted.min()) > -EQUAL:
+        return torch.full_like(shifted, -math.log(draws)), 0.0
     tail = math.ceil(min(0.2 * draws, 3 * math.sqrt(draws)))
     k = math.inf
     if tail > 4:
