@@ -12,7 +12,8 @@ from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_groups import ChainGroups, chain_groups, ungrouped_counts
 from ppl_em.exact.chain_layout import choose_layout
-from ppl_em.exact.chain_log_space import log_backward, log_counts, log_forward
+from ppl_em.exact.chain_log_scan import log_messages
+from ppl_em.exact.chain_log_space import log_counts
 from ppl_em.exact.chain_recursions import Recursions
 from ppl_em.exact.chain_scaled import (
     ScaledTransitions,
@@ -147,7 +148,7 @@ def _repair(groups: ChainGroups, log_z: Tensor, gamma: Tensor | None, xi: Tensor
 
 
 def _in_log_space(chain: ChainFactors, weight: Tensor | None, counts: bool) -> Expectations:
-    forward, log_z = log_forward(chain)
+    forward, backward, log_z = log_messages(chain)
     if not counts:
         return Expectations(log_z, None, None)
-    return Expectations(log_z, *log_counts(chain, forward, log_backward(chain), weight))
+    return Expectations(log_z, *log_counts(chain, forward, backward, weight))

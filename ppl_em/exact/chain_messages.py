@@ -12,7 +12,8 @@ from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_groups import ChainGroups, chain_groups
 from ppl_em.exact.chain_layout import choose_layout
-from ppl_em.exact.chain_log_space import log_backward, log_forward
+from ppl_em.exact.chain_log_scan import log_messages
+from ppl_em.exact.chain_log_space import probabilities
 from ppl_em.exact.chain_recursions import Recursions
 from ppl_em.exact.chain_scaled import ScaledTransitions, scaled_chains, scaled_transitions
 from ppl_em.exact.chain_scan import backward_to_boundaries, forward_from_boundaries
@@ -85,9 +86,10 @@ def _repair(groups: ChainGroups, unsure: Tensor, alpha: Tensor, beta: Tensor) ->
         chain = chain_factors(
             groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains]
         )
-        alpha[group, chains] = log_forward(chain)[0].movedim(0, -2)
+        forward, backward, _ = log_messages(chain)
+        alpha[group, chains] = forward.movedim(0, -2)
         if beta.shape[-1]:
-            beta[group, chains] = log_backward(chain).movedim(0, -2)
+            beta[group, chains] = backward.movedim(0, -2)
 
 
 def posterior_chain(
@@ -110,12 +112,6 @@ def posterior_chain(
     length = max(1, _CHUNK // max(1, chain.batch_shape.numel() * chain.num_states**2))
     for a in range(start, stop, length):
         b = min(a + length, stop)
-        earlier = probabilities(forward[..., a - 1 : b - 1, :] + backward[..., a - 1 : b - 1, :])
+        earlier = probabilities(forward[..., a - 1 : b - 1, :] + backward[..., a - 1 : b - 1, :], (-1,))
         onward = (chain.log_obs[..., a:b, :] + backward[..., a:b, :]).unsqueeze(-2)
-        yield a, b, earlier, probabilities(onward + chain.steps(a, b))
-
-
-def probabilities(log_weight: Tensor) -> Tensor:
-    """Normalise log-weights over the last dimension; a row without any weight becomes zeros."""
-    total = log_weight.logsumexp(-1, keepdim=True)
-    return (log_weight - total.masked_fill_(total == -torch.inf, torch.inf)).exp_()
+        yield a, b, earlier, probabilities(onward + chain.steps(a, b), (-1,))

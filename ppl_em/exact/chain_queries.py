@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ppl_em.errors import DataError
 from ppl_em.exact.chain_factors import chain_factors
-from ppl_em.exact.chain_messages import chain_messages, forward_messages, posterior_chain, probabilities
+from ppl_em.exact.chain_log_space import probabilities
+from ppl_em.exact.chain_messages import chain_messages, forward_messages, posterior_chain
 from ppl_em.exact.chain_paths import k_best, sample_paths, viterbi
 
 __all__ = [
@@ -127,7 +128,9 @@ def entropy(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
     """
     chain = chain_factors(log_init, log_trans, log_obs)
     forward, backward = chain_messages(chain)
-    total = torch.special.entr(probabilities(forward[..., 0, :] + backward[..., 0, :])).double().sum(-1)
+    total = (
+        torch.special.entr(probabilities(forward[..., 0, :] + backward[..., 0, :], (-1,))).double().sum(-1)
+    )
     for _, _, earlier, kernel in posterior_chain(chain, forward, backward):
         total += (earlier * torch.special.entr(kernel).sum(-1)).double().sum((-2, -1))
     return total
