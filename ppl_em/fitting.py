@@ -10,6 +10,7 @@ import torch
 
 from ppl_em.em.loop import Machine, State, run_em
 from ppl_em.em.restarts import Outcome, Runs, make_starts
+from ppl_em.em.structured import refuse_impossible
 from ppl_em.em.updates import Parameters
 from ppl_em.errors import NotAvailableYet, PlanError, message
 from ppl_em.exact.chain import Chain
@@ -130,6 +131,7 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
         return
     generator = torch.Generator().manual_seed(problem.seed)
     with isolated(problem.seed):
+        refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, generator)
         start = make_starts(machine, problem.values, problem.init, 1, problem.seed)[0]
     for state in _isolated_states(machine, start.values, problem.seed):
@@ -157,9 +159,10 @@ def _accepted(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
-    several = problem.init != "params" and bool(problem.plan.blocks)
+    several = problem.init != "params" and (bool(problem.plan.blocks) or problem.plan.tabulated)
     count = restarts if restarts is not None else (DEFAULT_RESTARTS if several else 1)
     with isolated(problem.seed), Progress(progress, count) as bar:
+        refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = make_starts(machine, problem.values, problem.init, count, problem.seed)
         runs = Runs(machine, _observer(bar, problem.em.callback))

@@ -42,6 +42,7 @@ class Posterior:
         with torch.no_grad():
             factors = site_factors(plan, parameters)
         self.plan = plan
+        self._parameters = dict(parameters)
         self._factors = factors
         self._blocks: dict[int, BlockPosterior] = {}
         self._home = {z: i for i, b in enumerate(plan.blocks) for z in b.block.names}
@@ -194,6 +195,34 @@ class Posterior:
                 - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum()
             )
         return total
+
+    # hidden structures ----------------------------------------------------------------------------------------
+
+    def structure(self, name: str) -> Any:
+        """Posterior over the hidden structure of an observed site: parse trees, alignments.
+
+        Args:
+            name: site name.
+
+        Returns:
+            What the distribution's own ``posterior`` gives for the observed value, by the site's plates; where the
+            site depends on summed latents, given each of their values, which come first.
+
+        Raises:
+            PplEmError: the site has no hidden structure, or its distribution no posterior.
+            DataError: an observation is impossible.
+        """
+        from ppl_em.em.structured import distributions, structured_sites, value_of
+
+        sites = {s.name: s for s in structured_sites(self.plan)}
+        if name not in sites:
+            raise PplEmError(message("not a site with a hidden structure", site=name, hint=f"one of {sorted(sites)}"))
+        with torch.no_grad():
+            distribution: Any = distributions(self.plan, [sites[name]], self._parameters)[name]
+        if not hasattr(distribution, "posterior"):
+            kind = type(distribution).__name__
+            raise PplEmError(message(f"{kind} has no posterior", site=name, hint=f"defining {kind}.posterior(value)"))
+        return distribution.posterior(value_of(sites[name]))
 
     # chains --------------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class CTC(StructuredDistribution):
         "blank": constraints.dependent(is_discrete=True, event_dim=0),
     }
     counted = ("logits",)
+    impossible = "there are fewer frames than labels and blanks between equal labels"
 
     def __init__(
         self,

@@ -67,6 +67,7 @@ class PCFG(StructuredDistribution):
         "lengths": constraints.dependent(is_discrete=True, event_dim=0),
     }
     counted = ("root", "rules", "emissions")
+    impossible = "the grammar cannot derive them"
 
     def __init__(
         self,

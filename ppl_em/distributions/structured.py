@@ -57,9 +57,11 @@ class StructuredDistribution(TorchDistribution):
     Attributes:
         counted: Names of the arguments that are tables of probabilities of which the probability of the value
             is a polynomial, each term using an entry as often as the hidden structure does.
+        impossible: Why a value may have probability zero, for messages.
     """
 
     counted: ClassVar[tuple[str, ...]] = ()
+    impossible: ClassVar[str] = "no hidden structure gives them"
 
     def __repr__(self) -> str:
         given = {name: self.__dict__.get(name) for name in self.arg_constraints}

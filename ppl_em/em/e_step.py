@@ -23,12 +23,14 @@ class EStep:
         log_prior: log prior density of the point-estimated latents.
         weights: expected posterior weights by (stacked) site.
         moments: expected sufficient statistics of lowered sites, in place of weights.
+        counts: expected counts of structured sites, by argument.
     """
 
     log_likelihood: float
     log_prior: float
     weights: Mapping[str, Weights]
     moments: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def objective(self) -> float:
@@ -45,11 +47,11 @@ def site_factors(
     opaque = [s for s in sites if not s.lowered]
     if opaque:
         found = plan.program.evaluate(parameters, tuple(s.members[0] for s in opaque))
-        factors.update({s.name: _roles(plan, s, found[s.members[0]]) for s in opaque})
+        factors.update({s.name: named_by_role(plan, s, found[s.members[0]]) for s in opaque})
     return factors
 
 
-def _roles(plan: Plan, site: Site, factor: Factor) -> Factor:
+def named_by_role(plan: Plan, site: Site, factor: Factor) -> Factor:
     """An opaque member of a chain: its latents' dimensions under the names of their roles."""
     for entry in plan.blocks:
         axis = entry.block.axis

@@ -14,6 +14,8 @@ from ppl_em.em.accelerate import extrapolate
 from ppl_em.em.degenerate import Watched, collapsed, watch
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.lowering import lower_blocks, prove
+from ppl_em.em.structured import refuse_variants, structured_sites, with_counts
+from ppl_em.em.tables import Tables
 from ppl_em.em.updates import ClosedForm, Gradient, LeastSquares, Parameters, Refused
 from ppl_em.em.variants import harden
 from ppl_em.methods import EM
@@ -84,7 +86,8 @@ class Machine:
                 self.updaters.append(LeastSquares(self.plan, update))
             elif update.family and update.rule in ("closed form", "newton", "ascent"):
                 try:
-                    self.updaters.append(ClosedForm(self.plan, update))
+                    tables = {s.name for s in structured_sites(self.plan)} & set(update.sites)
+                    self.updaters.append((Tables if tables else ClosedForm)(self.plan, update))
                 except Refused as error:
                     self._demote(update, str(error))
                     return
@@ -106,11 +109,10 @@ class Machine:
     def evaluate(self, parameters: Parameters) -> EStep:
         """E-step of the chosen kind."""
         e = e_step(self.plan, parameters, self.lowered)
-        return (
-            e
-            if self.settings.e_step == "exact"
-            else harden(self.plan, parameters, e, self.settings.e_step, self.generator)
-        )
+        if self.settings.e_step != "exact":
+            refuse_variants(self.plan, self.settings.e_step)
+            return harden(self.plan, parameters, e, self.settings.e_step, self.generator)
+        return with_counts(self.plan, parameters, e)
 
     def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
         """M-step: every group in turn, each at the newest values of the others."""

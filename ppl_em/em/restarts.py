@@ -14,6 +14,7 @@ import torch
 
 from ppl_em.em.loop import Machine, State, best_of, run_em
 from ppl_em.em.start import data_start, perturb
+from ppl_em.em.table_starts import broken_tables, has_tables, random_tables
 from ppl_em.em.updates import Parameters
 from ppl_em.status import Status
 
@@ -28,7 +29,8 @@ class Start:
     """Where a run of EM begins.
 
     Args:
-        kind: ``"kmeans"``, ``"random"`` (from data), ``"params"`` (the program's own), ``"perturbed"`` (moved).
+        kind: ``"kmeans"``, ``"random"`` (from data, or random tables), ``"params"`` (the program's own),
+            ``"perturbed"`` (moved).
         values: constrained values.
     """
 
@@ -72,8 +74,7 @@ def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed:
     for i in range(count):
         generator = torch.Generator().manual_seed(seed * 7919 + i)
         if init == "params" or not machine.plan.blocks:
-            own = Start("params", base) if i == 0 else Start("perturbed", perturb(machine.plan, base, generator, 0.5))
-            starts.append(own)
+            starts.append(_without_data(machine, base, init, i, generator))
         elif init == "auto" and i == 1:
             starts.append(Start("params", perturb(machine.plan, base, generator, 0.05)))
         else:
@@ -81,7 +82,19 @@ def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed:
     return starts
 
 
+def _without_data(machine: Machine, base: Parameters, init: str, index: int, generator: torch.Generator) -> Start:
+    """The program's own values or a random move from them; tables of a hidden structure are drawn at random."""
+    if init == "params" or not has_tables(machine.updaters):
+        if index == 0:
+            return Start("params", base)
+        return Start("perturbed", perturb(machine.plan, base, generator, 0.5))
+    if init == "auto" and index == 0:
+        return Start("params", broken_tables(machine.updaters, base, generator))
+    return Start("random", random_tables(machine.updaters, base, generator))
+
+
 def _from_data(machine: Machine, base: Parameters, generator: torch.Generator, kind: str) -> Start:
+    base = random_tables(machine.updaters, base, generator)
     try:
         return Start(kind, data_start(machine, base, generator, kind))
     except (torch.linalg.LinAlgError, ValueError, RuntimeError):  # an M-step from these clusters is degenerate

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
+from torch.distributions import SoftmaxTransform, transform_to
 
 from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import Machine
@@ -71,7 +71,9 @@ def perturb(
             continue
         transform = transform_to(parameter.constraint)
         free = transform.inv(base[name].detach())
-        free = torch.nan_to_num(free, posinf=50.0, neginf=-50.0)
+        # A probability of zero is structure: it stays zero.
+        lowest = -torch.inf if isinstance(transform, SoftmaxTransform) else -50.0
+        free = torch.nan_to_num(free, posinf=50.0, neginf=lowest)
         noise = torch.randn(free.shape, generator=generator, dtype=torch.float64).to(free)
         moved[name] = transform(free + size * noise)
     return moved

@@ -202,7 +202,14 @@ class Gradient:
         return self._backtrack(parameters, new, e, before)
 
     def _q(self, parameters: Mapping[str, Tensor], e: EStep) -> Tensor:
-        return expected_log_joint(self.plan, self.sites, e.weights, parameters)
+        if not e.counts:
+            return expected_log_joint(self.plan, self.sites, e.weights, parameters)
+        from ppl_em.em.structured import counted_log_joint
+
+        counted = [s for s in self.sites if s.name in e.counts]
+        others = [s for s in self.sites if s.name not in e.counts]
+        total = expected_log_joint(self.plan, others, e.weights, parameters)
+        return total + counted_log_joint(self.plan, counted, e.counts, parameters)
 
     def _second_order(self, parameters: Parameters, e: EStep) -> Parameters:
         free = {n: _unconstrain(self.constraints[n], parameters[n]) for n in self.names}

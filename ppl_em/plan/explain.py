@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ppl_em.plan.plan import BlockPlan, Plan
+    from ppl_em.plan.structured import StructuredSite
 
 
 def render(plan: Plan) -> str:
@@ -21,11 +22,13 @@ def render(plan: Plan) -> str:
     lines.append("E-step")
     for block in plan.blocks:
         lines += _block(block)
+    for site in plan.structured:
+        lines += _structured(site)
     if plan.points:
         lines.append(f"  point      {_names(plan.points)}: global, continuous; maximum a posteriori")
     for name, engine in plan.approximated.items():
         lines.append(f"  {engine:<10} {name}: {plan.reasons[name]}")
-    if not plan.blocks and not plan.approximated:
+    if not (plan.blocks or plan.approximated or plan.structured):
         lines.append("  none: no local latents, plain maximum " + ("a posteriori" if plan.points else "likelihood"))
     lines.append("M-step")
     for update in plan.updates:
@@ -58,7 +61,7 @@ def render_html(plan: Plan) -> str:
 def _headline(plan: Plan) -> str:
     if plan.approximated:
         return "variational inference" + (" with some latents summed exactly" if plan.blocks else "")
-    if plan.blocks:
+    if plan.blocks or plan.structured:
         return "exact EM" if plan.exact else "EM, exactness unproven"
     return "direct maximisation (no latents to sum)"
 
@@ -76,6 +79,16 @@ def _block(entry: BlockPlan) -> list[str]:
     if block.alive:
         lines.append("             masked elements without observed descendants do not count in the M-step")
     return lines
+
+
+def _structured(entry: StructuredSite) -> list[str]:
+    sizes = " × ".join(f"{d.split('@')[0]}={n}" for d, n in entry.sizes.items())
+    over = f" for each of {sizes}" if sizes else ""
+    return [
+        f"  structured sum out the hidden structure of {entry.family} at {entry.name}{over}",
+        f"             predicted {_si(entry.flops)}flop, {_si(entry.bytes)}B per E-step",
+        f"             counts the use of {', '.join(entry.counted)}",
+    ]
 
 
 def _latent_sizes(entry: BlockPlan) -> list[tuple[str, int]]:

@@ -14,6 +14,7 @@ from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
 from ppl_em.plan.stacking import chain_order, stack_chain
 from ppl_em.plan.structure import find_blocks
+from ppl_em.plan.structured import StructuredSite, describe, structured
 from ppl_em.plan.time_axis import axis_of, stack_axis
 
 
@@ -72,6 +73,7 @@ class Plan:
         points: global latents that are point-estimated.
         approximated: latents that no exact engine takes, with the engine that infers them.
         reasons: why each approximated latent is not exact.
+        structured: observed sites whose hidden structure is summed inside their density.
         restarts: number of starts.
     """
 
@@ -83,6 +85,7 @@ class Plan:
     approximated: Mapping[str, str] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
     method: str = "em"
+    structured: tuple[StructuredSite, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -107,10 +110,19 @@ class Plan:
                 treatment[name] = "approximated"
             else:
                 treatment[name] = "summed"
+        treatment.update({s.name: "summed" for s in self.structured})
         return Certificate(treatment, dict(self.program.witnesses), tuple(self.program.unproven))
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether some parameters are tables of a hidden structure, updated in closed form."""
+        names = {s.name for s in self.structured}
+        return any(u.rule == "closed form" and names & set(u.sites) for u in self.updates)
 
     def engine_of(self, name: str) -> str:
         """Engine of a latent, by its name or the name of its family ("z" for z_0 … z_T).
+
+        An observed site with a hidden structure answers ``"structured"``.
 
         Raises:
             KeyError: no such latent.
@@ -123,6 +135,8 @@ class Plan:
             for block in self.blocks:
                 if candidate in block.block.names:
                     return str(block.engine.name)
+        if self._family(name, {s.name: s for s in self.structured}):
+            return "structured"
         raise KeyError(f"no latent '{name}'; the program has {sorted(self.program.latents)}")
 
     def rule_of(self, name: str) -> str:
@@ -167,6 +181,17 @@ class Plan:
                     "rejected": [list(r) for r in b.rejected],
                 }
                 for b in self.blocks
+            ],
+            "structured": [
+                {
+                    "site": s.name,
+                    "family": s.family,
+                    "counted": list(s.counted),
+                    "sizes": dict(s.sizes),
+                    "flops": s.flops,
+                    "bytes": s.bytes,
+                }
+                for s in self.structured
             ],
             "points": list(self.points),
             "approximated": dict(self.approximated),
@@ -217,7 +242,15 @@ def make_plan(
     blocks = tuple(_choose(block, engines, max_bytes, axis_of(program, block)) for block in found)
     sites = [s for b in blocks for s in b.block.sites] + plain
     updates = choose_rules(program, sites, lookup)
-    return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, "svi" if approximated or method == "svi" else "em")
+    charts = tuple(describe(program, s, n, max_bytes) for s, n in _sized(program, blocks, plain) if structured(s))
+    kind = "svi" if approximated or method == "svi" else "em"
+    return Plan(program, blocks, tuple(plain), updates, points, approximated, reasons, kind, charts)
+
+
+def _sized(program: Program, blocks: Sequence[BlockPlan], plain: Sequence[Site]) -> list[tuple[Site, dict[str, int]]]:
+    """All sites with the size of every latent and plate as they have it."""
+    inside = [(s, b.block.site_sizes(s)) for b in blocks for s in b.block.sites]
+    return inside + [(s, program.sizes()) for s in plain]
 
 
 def _approximation(program: Program, latent: Latent) -> tuple[str, str]:

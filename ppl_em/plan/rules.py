@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.distributions import constraints
 
 from ppl_em.ir import Program, Site
+from ppl_em.plan import structured
 
 #: Elements up to which Newton's dense Hessian is used for parameters without a closed form.
 NEWTON_SIZE = 60
@@ -95,6 +96,8 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
         return "no density depends on it"
     if program.parameters[name].origin == "site":
         return f"it has a prior ({_family(program, name)}) that is not combined with its likelihood in closed form"
+    if any(structured.structured(s) for s in sites):
+        return structured.obstacle(name, sites)
     families = {s.family for s in sites}
     for site in sites:
         if site.family is None:

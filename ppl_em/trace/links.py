@@ -65,20 +65,23 @@ def directional_derivatives(
     return results
 
 
-def find_links(first: Probe, second: Probe, sources: Sequence[str], normalised: bool) -> tuple[Link, ...]:
+def find_links(
+    first: Probe, second: Probe, sources: Sequence[str], normalised: bool, tables: bool = False
+) -> tuple[Link, ...]:
     """Links of one argument, or () where some element is not an element of one parameter.
 
     Args:
         first, second: the argument at two independent random parameter settings.
         sources: parameters that feed it.
         normalised: the family divides by the row's sum (or subtracts its logsumexp) itself.
+        tables: the argument is a table of probabilities: the program may normalise it itself.
     """
     if normalised:
         links = _rowwise(first, second, sources)
         return links if links and _derivative_agrees(first, links, normalised) else ()
     links = tuple(link for name in sources if (link := _elementwise(first, second, name)) is not None)
     if not links:
-        links = _transformed(first, second, sources, MATRIXWISE)
+        links = _transformed(first, second, sources, ROWWISE if tables else MATRIXWISE)
     covered = torch.zeros(first.value.shape, dtype=torch.int64)
     for link in links:
         covered += (link.index >= 0).to(covered.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_em.distributions.structured import is_structured
 from ppl_em.ir import Argument, Factor, Link, Parameter, Site
 from ppl_em.ir.design import Design
 from ppl_em.ir.transform import Transform
@@ -95,8 +96,9 @@ def find_all_links(
         site = sites[head[0]]
         normalised = site.family is not None and site.family.__name__ in NORMALISED
         sources = sorted(site.arguments[head[1]].sources)
-        found = find_links(first, second, sources, normalised)
-        link = None if found or normalised else affine_link(first, second, sources)
+        tables = site.family is not None and is_structured(site.family)
+        found = find_links(first, second, sources, normalised, tables)
+        link = None if found or normalised or tables else affine_link(first, second, sources)
         for key in group:
             links[key] = found
             if link is not None:
