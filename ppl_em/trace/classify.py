@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import torch
 
 from ppl_em.errors import PlanError
 from ppl_em.ir import Latent
 from ppl_em.trace.record import Record
 from ppl_em.trace.support import enumerate_support
+
 
 def data_plates(records: Mapping[str, Record]) -> frozenset[str]:
     """Names of plates that enclose an observation."""
@@ -20,6 +23,7 @@ def classify(
     records: Mapping[str, Record],
     bounds: Mapping[str, int] | None = None,
     folded: Mapping[str, int] | None = None,
+    optional: Collection[str] = (),
 ) -> tuple[dict[str, Latent], dict[str, PlanError]]:
     """Latents of a program in the order of its sites, and those that cannot be enumerated, with the reason.
 
@@ -27,6 +31,7 @@ def classify(
         records: its sites.
         bounds: number of values of latents whose support depends on other latents.
         folded: number of batch dimensions of latents whose elements are enumerated jointly.
+        optional: sites that some execution paths do not reach.
     """
     bounds, folded = bounds or {}, folded or {}
     refused: dict[str, PlanError] = {}
@@ -48,8 +53,13 @@ def classify(
                 support = enumerate_support(record, bounds.get(name), depth)
             except PlanError as error:
                 refused[name], support = error, None
+            if support is not None and name in optional:
+                nothing = torch.nan if support.is_floating_point() else -1
+                support = torch.cat([support, torch.full_like(support[:1], nothing)])
             shape = tuple(record.fn.event_shape) if support is None else tuple(support.shape[1:])
-            latents[name] = Latent(name, "discrete", kept, parents, local, support, shape, folded=depth)
+            latents[name] = Latent(
+                name, "discrete", kept, parents, local, support, shape, folded=depth, optional=name in optional
+            )
         else:
             local = in_data or any(_same_family(name, z) and latents[z].kind == "continuous" for z in parents)
             latents[name] = Latent(name, "continuous", plates, parents, local, None, tuple(record.fn.event_shape))

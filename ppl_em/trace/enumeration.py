@@ -15,7 +15,8 @@ from ppl_em.ir import Factor, Latent, Site
 from ppl_em.trace.execution_paths import Path, Paths
 from ppl_em.trace.layout import Layout
 from ppl_em.trace.observe import fill_masked
-from ppl_em.trace.run import Record, run_program
+from ppl_em.trace.record import Record, bound_of
+from ppl_em.trace.run import run_program
 
 if TYPE_CHECKING:
     from ppl_em.trace.tracing import Source
@@ -90,9 +91,7 @@ class Enumeration:
         """Values of the latents that steer a path; the same for all elements of a latent's plates."""
         values = {}
         for z, k in path.items():
-            support = self.summed[z].support
-            assert support is not None
-            fn = self.seen[z].fn
+            support, fn = self.summed[z].values, self.seen[z].fn
             values[z] = support[min(k, len(support) - 1)].expand(tuple(fn.batch_shape) + tuple(fn.event_shape))
         return values
 
@@ -102,13 +101,12 @@ class Enumeration:
         latent = self.summed.get(name)
         if latent is None:
             return given.get(name)
-        assert latent.support is not None
         count = _cardinality(fn, latent)
-        if count is not None and count > latent.cardinality:
+        if count is not None and count > len(latent.values):
             raise Outgrown(name, count)
         if name in given:
             return given[name] if count is None else _within(given[name], fn, count)
-        support = latent.support if count is None else latent.support[:count]
+        support = latent.values if count is None else latent.values[:count]
         return self.layout.enumerated(name, support)
 
     def some_steps(
@@ -197,8 +195,8 @@ def _cardinality(fn: Any, latent: Latent) -> int | None:
     if latent.event_shape or latent.folded:
         return None
     fn = _unwrapped(fn)
-    total = getattr(fn, "total_count", None)
-    if isinstance(total, Tensor):
+    total = bound_of(fn)
+    if total is not None:
         return 1 + int(total.max())
     if isinstance(fn, torch.distributions.Categorical):
         return fn._num_events
@@ -207,7 +205,7 @@ def _cardinality(fn: Any, latent: Latent) -> int | None:
 
 def _within(value: Tensor, fn: Any, count: int) -> Tensor:
     """A given value brought inside the support as it stands in this run."""
-    total = getattr(_unwrapped(fn), "total_count", None)
-    if isinstance(total, Tensor):
+    total = bound_of(_unwrapped(fn))
+    if total is not None:
         return torch.minimum(value, total.to(value.dtype))
     return value.clamp_max(count - 1)

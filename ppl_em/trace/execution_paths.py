@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -72,15 +72,25 @@ class Paths:
         Args:
             run: one run with the latents at given positions.
         """
-        runs = {cell: run(path) for cell, path in self}
+        done: dict[tuple[int, ...], dict[str, Record]] = {}
+        runs = {}
+        for cell, path in self:
+            # "Not reached" is seen in the run of the first value, wherever the site is not reached there.
+            effective = {z: k if k < len(self.latents[z].values) else 0 for z, k in path.items()}
+            key = tuple(effective.values())
+            if key not in done:
+                done[key] = run(effective)
+            runs[cell] = done[key]
         names = dict.fromkeys(name for records in runs.values() for name in records)
+        names = [n for n in self.seen if n in names] + [n for n in names if n not in self.seen]
         return {name: self._site(name, runs) for name in names}
 
     def _site(self, name: str, runs: Mapping[tuple[int, ...], dict[str, Record]]) -> Record:
         mine = {self.layout.register[z] for z in self.scopes.get(name, ()) if z in self.latents}
         axes = [i for i, r in enumerate(self.registers) if r in mine]
         ranges = [range(n) if i in axes else range(1) for i, n in enumerate(self.sizes)]
-        cells = [runs[cell].get(name) for cell in product(*ranges)]
+        places = list(product(*ranges))
+        cells = [runs[cell].get(name) for cell in places]
         if not axes and cells[0] is not None:
             return cells[0]
         if not any(cells):
@@ -88,8 +98,41 @@ class Paths:
         shape = [self.sizes[i] for i in axes]
         positions = [-1 - self.layout.static - self.registers[i] for i in axes]
         grid = Grid(self.layout, shape, positions)
-        cardinality = self.summed[name].cardinality if name in self.summed else 1
-        return _merge(cells, grid, self.seen.get(name), cardinality)
+        own = None
+        if name in self.summed:
+            axis = self.registers.index(self.layout.register[name]) if name in self.latents else None
+            own = Own(self.summed[name], self.layout.position(name), None if axis is None else [c[axis] for c in places])
+        return _merge(cells, grid, self.seen.get(name), own)
+
+
+@dataclass(frozen=True)
+class Own:
+    """A latent's own site.
+
+    Args:
+        latent: the latent.
+        position: dimension (negative) along which its values lie.
+        values: its position in the support by cell, where it is one of those that steer.
+    """
+
+    latent: Latent
+    position: int
+    values: list[int] | None
+
+    def score(self, record: Record | None, cell: int, event_dim: int, inner: int, like: Tensor) -> Tensor:
+        """Log-density over its values and "not reached", (K, ...) at its position (K = 1 if it steers)."""
+        nowhere = self.latent.optional and self.values is not None and self.values[cell] == self.latent.cardinality - 1
+        if self.values is not None:
+            if record is None or nowhere:
+                return like.new_full((), 0.0 if record is None and nowhere else -torch.inf)
+            return _full_rank(record, event_dim)
+        if record is None:
+            column = like.new_full((self.latent.cardinality,), -torch.inf)
+            column[-1] = 0.0
+            return column.reshape((-1,) + (1,) * (-self.position - 1 + inner))
+        score = _full_rank(record, event_dim)
+        score = score.reshape((1,) * (-self.position + inner - score.dim()) + tuple(score.shape))
+        return _pad(score, self.position - inner, self.latent.cardinality, -torch.inf)
 
 
 class Grid:
@@ -104,28 +147,28 @@ class Grid:
     def __init__(self, layout: Layout, shape: Sequence[int], positions: Sequence[int]) -> None:
         self.rank, self.shape, self.positions = layout.static + layout.width, shape, positions
 
-    def join(
-        self, tensors: Sequence[Tensor], event_dim: int, *, constant: bool = False, pad: float | None = None
-    ) -> Tensor:
+    def join(self, tensors: Sequence[Tensor], event_dim: int, *, constant: bool = False, pad: bool = False) -> Tensor:
         """One tensor in place of one per path; unchanged where all are one tensor.
 
         Args:
             tensors: in row-major order of the grid, (*batch, *event).
             event_dim: number of event dimensions, those of ``.to_event`` among them.
             constant: no parameter feeds them: what is equal now always is.
-            pad: what a smaller batch dimension is filled up with (supports of different sizes).
+            pad: fill smaller dimensions up with zeros (what a path does not have adds nothing).
         """
         first = tensors[0]
         if all(t is first or _one(t, first) or (constant and _equal(t, first)) for t in tensors[1:]):
             return first
-        dtype = tensors[0].dtype
+        dtype = first.dtype
         for t in tensors[1:]:
             dtype = torch.promote_types(dtype, t.dtype)
         wide = []
         for t in tensors:
             wide.append(t.to(dtype).reshape((1,) * (self.rank + event_dim - t.dim()) + tuple(t.shape)))
-        if pad is not None:
-            wide = _padded(wide, pad)
+        if pad:
+            largest = [max(sizes) for sizes in zip(*(t.shape for t in wide), strict=True)]
+            for axis, size in enumerate(largest):
+                wide = [_pad(t, axis, size, 0.0) if t.shape[axis] > 1 else t for t in wide]
         return self._concatenate(list(torch.broadcast_tensors(*wide)), 0, event_dim)
 
     def _concatenate(self, tensors: list[Tensor], axis: int, event_dim: int) -> Tensor:
@@ -138,7 +181,7 @@ class Grid:
         return torch.cat(parts, self.positions[axis] - event_dim)
 
 
-def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, cardinality: int) -> Record:
+def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, own: Own | None) -> Record:
     present = [r for r in cells if r is not None]
     head = present[0]
     for record in present[1:]:
@@ -149,11 +192,14 @@ def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, card
         if not _same_scale(record.scale, head.scale):
             raise PlanError(message("the scale of a site depends on a latent", site=head.name, hint="a constant scale"))
     event_dim = getattr(head.fn, "event_dim", 0)
-    ragged = head.role == "latent" and len({r.value.shape for r in present}) > 1
-    everywhere = len(present) == len(cells) and not ragged
-    scores = [_absent(head, cardinality) if r is None else _full_rank(r, event_dim) for r in cells]
-    elementwise = grid.join(scores, head.inner, pad=-torch.inf if ragged else None)
-    if everywhere:
+    some = head.log_prob()
+    if own is not None:
+        scores = [own.score(r, i, event_dim, head.inner, some) for i, r in enumerate(cells)]
+    else:
+        scores = [some.new_zeros(()) if r is None else r.log_prob() for r in cells]
+    elementwise = grid.join(scores, head.inner, pad=True)
+    everywhere = len(present) == len(cells) and not (own is not None and own.latent.optional)
+    if everywhere and len({r.value.shape for r in present}) == 1:
         constant = seen is not None and not _fed(seen.value_marks)
         value = grid.join([r.value for r in present], event_dim, constant=constant)
         peeled = _merge_peeled([r.peeled for r in present], grid, seen)
@@ -165,21 +211,9 @@ def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, card
     return replace(head, peeled=peeled, value=value, mask=mask, elementwise=elementwise, version=version)
 
 
-def _absent(head: Record, cardinality: int) -> Tensor:
-    """Log-factor of a site on a path that does not reach it: a latent is spread evenly, anything else says nothing."""
-    some = head.log_prob()
-    if head.role != "latent":
-        return some.new_zeros(())
-    # The elements of an event are added up: each gets its share.
-    event = tuple(head.peeled.base.batch_shape)[-head.inner :] if head.peeled is not None and head.inner else ()
-    return some.new_full((), -math.log(cardinality) / max(1, math.prod(event)))
-
-
 def _full_rank(record: Record, event_dim: int) -> Tensor:
-    """Log-density; a latent's over its own values also where these are equally probable."""
+    """A latent's log-density over its own values also where these are equally probable."""
     log_prob = record.log_prob()
-    if record.role != "latent":
-        return log_prob
     batch = record.value.shape[: record.value.dim() - event_dim + record.inner]
     return log_prob.expand(torch.broadcast_shapes(log_prob.shape, batch))
 
@@ -209,18 +243,14 @@ def _fed(marks: frozenset[str]) -> bool:
     return any(not m.startswith("random:") for m in marks)
 
 
-def _padded(tensors: list[Tensor], fill: float) -> list[Tensor]:
-    """Batch dimensions of size above one brought to the largest size."""
-    largest = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
-    result = []
-    for t in tensors:
-        for axis, size in enumerate(largest):
-            if 1 < t.shape[axis] < size:
-                shape = list(t.shape)
-                shape[axis] = size - t.shape[axis]
-                t = torch.cat([t, t.new_full(shape, fill)], axis)
-        result.append(t)
-    return result
+def _pad(tensor: Tensor, axis: int, size: int, fill: float) -> Tensor:
+    """A dimension brought to a size."""
+    shape = list(tensor.shape)
+    missing = size - shape[axis]
+    if missing <= 0:
+        return tensor
+    shape[axis] = missing
+    return torch.cat([tensor, tensor.new_full(shape, fill)], axis)
 
 
 def _one(a: Tensor, b: Tensor) -> bool:

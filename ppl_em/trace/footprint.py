@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
@@ -102,3 +103,29 @@ def _empty_plate(error: ZeroDivisionError) -> str | None:
     known = {} if trace is None else trace.tb_frame.f_locals
     made_here = isinstance(known.get("self"), IndepMessenger) and known.get("size") == 0
     return str(known["name"]) if made_here else None
+
+
+#: Where a sample statement's message keeps the distribution as the program gave it, before plates expanded it.
+GIVEN = "_given"
+
+
+@contextmanager
+def remember_unexpanded() -> Iterator[None]:
+    """Keep the distribution that the program passed to each sample statement, before plates expanded it.
+
+    Differentiating through an expansion over a large plate costs as much as the expanded tensor; the arguments as
+    given are small.
+    """
+    original = BroadcastMessenger.__dict__["_pyro_sample"]
+
+    def _pyro_sample(msg):  # type: ignore[no-untyped-def]
+        before = msg["fn"]
+        original.__func__(msg)
+        if msg["fn"] is not before:
+            msg["infer"].setdefault(GIVEN, before)
+
+    BroadcastMessenger._pyro_sample = staticmethod(_pyro_sample)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        BroadcastMessenger._pyro_sample = original  # type: ignore[method-assign]

@@ -29,7 +29,7 @@ def check_observations(records: Mapping[str, Record]) -> None:
         if value.is_floating_point():
             _refuse(name, value, torch.isnan(value) & counted, "NaN in observed data", "removing or imputing these elements")
             _refuse(name, value, torch.isinf(value) & counted, "infinite values in observed data", "removing them")
-        inside = _inside_support(record)
+        inside = None if _varies(record) else _inside_support(record)
         if inside is not None:
             keep = counted if inside.dim() == counted.dim() else counted.reshape(inside.shape)
             _refuse(
@@ -39,6 +39,15 @@ def check_observations(records: Mapping[str, Record]) -> None:
                 f"observed values outside the support of {record.peeled.family.__name__}",
                 "a distribution whose support holds the data",
             )
+
+
+def _varies(record: Record) -> bool:
+    """Whether the support depends on a latent: then what one value excludes another may allow."""
+    assert record.peeled is not None
+    from_latents = any(m.startswith("latent:") for m in record.marks | record.control)
+    support = getattr(type(record.peeled.base), "support", None)
+    fixed = isinstance(record.peeled.base, (torch.distributions.Categorical, torch.distributions.Multinomial))
+    return from_latents and torch.distributions.constraints.is_dependent(support) and not fixed
 
 
 def fill_masked(record: Record) -> Record:

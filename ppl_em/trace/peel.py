@@ -49,11 +49,12 @@ def compact(tensor: Tensor) -> Tensor:
     return tensor[index]
 
 
-def peel(fn: Any) -> Peeled:
+def peel(fn: Any, given: Any = None) -> Peeled:
     """Take ``Independent``, ``MaskedDistribution`` and ``ExpandedDistribution`` off a distribution.
 
     Args:
-        fn: what the program passed to ``pyro.sample``, after its plates expanded it.
+        fn: the distribution of a sample statement, after its plates expanded it.
+        given: the same as the program passed it, from which the arguments are read.
     """
     inner, masks = 0, []
     while True:
@@ -74,15 +75,22 @@ def peel(fn: Any) -> Peeled:
             part = part.reshape(part.shape + (1,) * (inner - outside))
         mask = part if mask is None else mask & part
     arguments, event_dims, options = {}, {}, {}
+    source = fn if given is None else _innermost(given)
     constraints = fn.arg_constraints if hasattr(fn, "arg_constraints") else {}
-    for name in _given(fn, constraints):
-        value = getattr(fn, name, None)
+    for name in _given(source, constraints):
+        value = getattr(source, name, None)
         if isinstance(value, Tensor):
             arguments[name] = compact(value)
-            event_dims[name] = min(_event_dim(constraints[name], value, fn), value.dim())
+            event_dims[name] = min(_event_dim(constraints[name], value, source), value.dim())
         elif isinstance(value, (int, float)):
             options[name] = value
     return Peeled(fn, inner, mask, arguments, event_dims, options)
+
+
+def _innermost(fn: Any) -> Any:
+    while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
 
 
 def _given(fn: Any, constraints: dict[str, Any]) -> list[str]:

@@ -271,8 +271,7 @@ def _form(site: Site) -> Any:
 
 def _own_values_differ(site: Site) -> str | None:
     """Sites whose constant arguments or support may hide a special case are checked one by one."""
-    counts = any(n == "total_count" for n in site.arguments)
-    return site.name if site.role == "latent" and counts else None
+    return site.name if "total_count" in site.arguments else None
 
 
 def _scores_as_run(site: Site, start: Mapping[str, Tensor], expected: Factor) -> bool:

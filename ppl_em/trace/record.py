@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -82,7 +83,7 @@ class Record:
             )
         if self.peeled is None:
             return self.fn.log_prob(self.value)
-        if self.role == "latent" and isinstance(getattr(self.peeled.base, "total_count", None), Tensor):
+        if bound_of(self.peeled.base) is not None:
             return _bounded_log_prob(self.peeled.base, self.value)
         return self.peeled.base.log_prob(self.value)
 
@@ -104,10 +105,13 @@ def version_of(value: Tensor, peeled: Peeled | None) -> int:
     return value._version + (0 if peeled is None else sum(t._version for t in peeled.arguments.values()))
 
 
+def bound_of(base: Any) -> Tensor | None:
+    """Largest value of each element of a count, where the family bounds it by an argument."""
+    return base.total_count if isinstance(base, (dist.Binomial, dist.BetaBinomial)) else None
+
+
 def _bounded_log_prob(base: Any, value: Tensor) -> Tensor:
     """Log-density of counts, −inf above each element's own total (the totals may differ)."""
-    if base.event_shape:
-        return base.log_prob(value)
     inside = (value >= 0) & (value <= base.total_count)
     log_prob = base.log_prob(torch.where(inside, value, torch.zeros_like(value)))
     return torch.where(inside, log_prob, torch.full_like(log_prob, -torch.inf))

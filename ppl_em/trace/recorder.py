@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_em.errors import ModelError, message
+from ppl_em.trace.footprint import GIVEN
 from ppl_em.trace.peel import peel
 from ppl_em.trace.provenance import Provenance, tensors_in
 from ppl_em.trace.record import Frame, ParameterSeen, Record, version_of
@@ -125,7 +126,8 @@ class Recorder(Messenger):
     def _record(self, msg: Any, name: str, fn: Any, drawn: Tensor | None) -> None:
         frames = self._frames(msg)
         role = "factor" if isinstance(fn, (dist.Unit, dist.Delta)) else ("observed" if msg["is_observed"] else "latent")
-        peeled = None if role == "factor" else peel(fn)
+        given = msg["infer"].pop(GIVEN, fn) if msg["infer"] else fn
+        peeled = None if role == "factor" else peel(fn, given)
         mask, scale = msg["mask"], msg["scale"]
         value = msg["value"] if drawn is None else drawn
         if not isinstance(value, Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_em.errors import ModelError, PplEmError, message
-from ppl_em.trace.footprint import full_plates
+from ppl_em.trace.footprint import full_plates, remember_unexpanded
 from ppl_em.trace.provenance import Provenance
 from ppl_em.trace.record import Frame, ParameterSeen, Record, Run
 from ppl_em.trace.recorder import Recorder
@@ -51,6 +51,7 @@ def run_program(
     with ExitStack() as stack:
         stack.enter_context(time_mode(mode))
         stack.enter_context(full_plates(keep=keep_subsamples, declared=declared))
+        stack.enter_context(remember_unexpanded())
         stack.enter_context(recorder)
         if provenance is not None:
             stack.enter_context(provenance)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import PlanError, message
-from ppl_em.trace.record import Record
+from ppl_em.trace.record import Record, bound_of
 
 #: A latent vector (``.to_event``) of discrete variables is enumerated as a Cartesian product up to this many values.
 MAX_PRODUCT = 4096
@@ -27,7 +27,7 @@ def enumerate_support(record: Record, bound: int | None = None, folded: int = 0)
     """
     assert record.peeled is not None
     base, inner = record.peeled.base, record.peeled.inner
-    total = getattr(base, "total_count", None)
+    total = bound_of(base)
     if not base.has_enumerate_support:
         raise PlanError(
             message(
@@ -38,9 +38,10 @@ def enumerate_support(record: Record, bound: int | None = None, folded: int = 0)
             )
         )
     event = tuple(base.event_shape)
-    if isinstance(total, Tensor) and not event:
+    if total is not None:
         # Elements with a smaller total have no mass above it.
-        values = torch.arange(bound or 1 + int(total.max()), dtype=base.probs.dtype, device=total.device)
+        dtype = total.dtype if total.is_floating_point() else torch.get_default_dtype()
+        values = torch.arange(bound or 1 + int(total.max()), dtype=dtype, device=total.device)
     elif bound is not None and not event and not inner:
         values = torch.arange(bound, device=record.value.device)
     else:

@@ -47,6 +47,8 @@ class Survey:
         self.records = dict(self.first.records)
         self.parameters = dict(self.first.parameters)
         self.escaped: dict[str, str] = {}
+        self._runs = 1
+        self._appearances = dict.fromkeys(self.records, 1)
         self._seen: set[tuple[tuple[str, int], ...]] = set()
         self._note_escapes(self.first)
 
@@ -67,6 +69,11 @@ class Survey:
         for mark, call in run.provenance.escaped.items():
             if mark.startswith("latent:"):
                 self.escaped.setdefault(mark[7:], call)
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """Sites that some execution paths do not reach."""
+        return frozenset(n for n, count in self._appearances.items() if count < self._runs)
 
     def steering(self, summed: Mapping[str, Latent]) -> frozenset[str]:
         """Summed latents whose values Python reads."""
@@ -115,14 +122,17 @@ class Survey:
         paths = Paths(layout, latents, scopes, summed, self.records)
         if paths.count > MAX_PATHS:
             raise self._too_many(latents, paths)
-        before = (len(self.records), len(self.escaped), sum(len(r.marks) + len(r.control) for r in self.records.values()))
+        before = self._extent()
         for _, path in paths:
             key = tuple(sorted(path.items()))
             if key not in self._seen:
                 self._seen.add(key)
                 self._absorb(self._run(lambda name, fn, path=path: _value(name, fn, path, latents)))
-        after = (len(self.records), len(self.escaped), sum(len(r.marks) + len(r.control) for r in self.records.values()))
-        return before != after
+        return before != self._extent()
+
+    def _extent(self) -> tuple[int, ...]:
+        marks = sum(len(r.marks) + len(r.control) for r in self.records.values())
+        return len(self.records), len(self.escaped), len(self.optional), marks
 
     def _too_many(self, latents: Mapping[str, Latent], paths: Paths) -> TooManyPaths:
         name = next((z for z in latents if z in self.escaped), next(iter(latents)))
@@ -141,6 +151,9 @@ class Survey:
 
     def _absorb(self, run: Run) -> None:
         self._note_escapes(run)
+        self._runs += 1
+        for name in run.records:
+            self._appearances[name] = self._appearances.get(name, 0) + 1
         for name, seen in run.parameters.items():
             self.parameters.setdefault(name, seen)
         order = list(self.records)
@@ -160,9 +173,8 @@ class Survey:
 def _value(name: str, fn: Any, path: Path, latents: Mapping[str, Latent]) -> Tensor | None:
     if name not in path:
         return None
-    support = latents[name].support
-    assert support is not None
-    value = support[min(path[name], len(support) - 1)]
+    values = latents[name].values
+    value = values[min(path[name], len(values) - 1)]
     return value.expand(tuple(fn.batch_shape) + tuple(fn.event_shape))
 
 

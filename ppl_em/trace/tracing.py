@@ -109,13 +109,13 @@ def _trace(source: Source, request: Request) -> Program:
 
 
 def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
-    latents, impossible = classify(survey.records, way.bounds, way.folded)
+    latents, impossible = classify(survey.records, way.bounds, way.folded, survey.optional)
     refusals = Refusals(request.strict)
     for name, error in impossible.items():
         refusals.add([name], error)
     by_path = survey.steering({z: v for z, v in latents.items() if z not in impossible}) | way.by_path
     while by_path and survey.explore(by_path, _summed(latents, refusals)):
-        latents, _ = classify(survey.records, way.bounds, way.folded)
+        latents, _ = classify(survey.records, way.bounds, way.folded, survey.optional)
         by_path = survey.steering(_summed(latents, refusals)) | way.by_path
     continuous = [z for z, v in latents.items() if v.kind == "continuous"]
     points = tuple(z for z in continuous if not latents[z].local and z not in request.variational)

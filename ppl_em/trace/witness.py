@@ -73,11 +73,15 @@ def replay(
     comparison = Comparison(program, enumeration, table, thinning)
     for step in range(count):
         index = draws.at(step)
-        given = {z: v.support[index[z]] for z, v in latents.items() if v.support is not None}
-        records = enumeration.run(start, given)
-        for z in bounded:
-            if z in records:
-                index[z] = _positions(latents[z], records[z].value)
+        for z, v in latents.items():
+            if v.optional:
+                index[z] = index[z].clamp_max(len(v.values) - 1)
+        records = enumeration.run(start, {z: v.values[index[z]] for z, v in latents.items()})
+        for z, v in latents.items():
+            if z not in records:
+                index[z] = torch.full_like(index[z], v.cardinality - 1)
+            elif z in bounded:
+                index[z] = _positions(v, records[z].value)
         comparison.check(records, index)
     covered = "every value of every latent" if largest <= count else f"{count} values of every latent"
     return f"{count} replays with given latents ({covered}) score each site as its enumerated factor does"
@@ -163,8 +167,7 @@ class Comparison:
     def _score(self, name: str, site: Site, records: Mapping[str, Record]) -> Factor:
         record = records.get(name)
         if record is None:  # this path does not reach it
-            spread = self.program.latents[name].cardinality if site.role == "latent" else 1
-            return Factor(torch.tensor(-math.log(spread), dtype=self.table[name].tensor.dtype), ())
+            return Factor(torch.zeros((), dtype=self.table[name].tensor.dtype), ())
         record = fill_masked(self.thinning.record(record))
         try:
             return site_log_factor(record, self.thinning.site(site), self.enumeration.layout, self.enumeration.scopes[name])
@@ -216,5 +219,4 @@ def _coprime(stride: int, size: int) -> int:
 
 def _positions(latent: Latent, value: Tensor) -> Tensor:
     """Positions in a scalar support of given values."""
-    assert latent.support is not None
-    return (value.unsqueeze(-1) == latent.support.to(value.dtype)).to(torch.int64).argmax(-1)
+    return (value.unsqueeze(-1) == latent.values.to(value.dtype)).to(torch.int64).argmax(-1)
