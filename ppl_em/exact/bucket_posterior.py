@@ -67,7 +67,7 @@ class BucketPosterior:
             scores = lookup(bucket, chosen)
             axis = scores.dims.index(name)
             chosen[name] = Factor(scores.tensor.argmax(axis), tuple(d for d in scores.dims if d != name))
-        return chosen
+        return chosen | self._constant(chosen, ())
 
     def sample(self, num_samples: int, generator: torch.Generator) -> dict[str, Factor]:
         """Exact joint draws, backwards through the buckets."""
@@ -80,7 +80,13 @@ class BucketPosterior:
             sizes = {"@draw": num_samples, **{p: self.block.sizes[p] for p in plates}}
             logits = scores.expand(sizes).align(order)
             drawn[name] = Factor(draw_categorical(logits, generator), order[:-1])
-        return drawn
+        return drawn | self._constant(drawn, (num_samples,))
+
+    def _constant(self, found: Mapping[str, Factor], leading: tuple[int, ...]) -> dict[str, Factor]:
+        """Latents of a single value, which no factor varies over: always the first position."""
+        dims = ("@draw",) if leading else ()
+        missing = [z.name for z in self.block.latents if z.name not in found]
+        return {z: Factor(torch.zeros(leading, dtype=torch.int64), dims) for z in missing}
 
     def entropy(self) -> Factor:
         """H = log Z − Σ E[log-factor], by the block's plates."""
