@@ -26,7 +26,7 @@ class _Substitute(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         if msg["name"] in self.values and not isinstance(init, torch.nn.Parameter):
-            msg["value"], msg["done"], msg["stop"] = self.values[msg["name"]], True, True
+            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 class FittedModel:

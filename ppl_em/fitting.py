@@ -130,7 +130,7 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
         yield from iterate_svi(problem)
         return
     generator = torch.Generator().manual_seed(problem.seed)
-    with isolated(problem.seed):
+    with isolated(problem.seed), torch.enable_grad():
         refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, generator)
         start = make_starts(machine, problem.values, problem.init, 1, problem.seed)[0]
@@ -141,7 +141,7 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
 def _isolated_states(machine: Machine, start: Parameters, seed: int) -> Iterator[State]:
     states = run_em(machine, start)
     while True:
-        with isolated(seed):
+        with isolated(seed), torch.enable_grad():
             state = next(states, None)
         if state is None:
             return
@@ -161,7 +161,7 @@ def _accepted(options: dict[str, Any]) -> dict[str, Any]:
 def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
     several = problem.init != "params" and (bool(problem.plan.blocks) or problem.plan.tabulated)
     count = restarts if restarts is not None else (DEFAULT_RESTARTS if several else 1)
-    with isolated(problem.seed), Progress(progress, count) as bar:
+    with isolated(problem.seed), torch.enable_grad(), Progress(progress, count) as bar:
         refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = make_starts(machine, problem.values, problem.init, count, problem.seed)

@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
-from pyro.poutine.runtime import _DIM_ALLOCATOR
+from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 
 from ppl_em.errors import DataError, message
@@ -22,14 +22,15 @@ from torch import Tensor
 def isolated(seed: int) -> Iterator[None]:
     """Restore the parameter store, random states, validation flag and default dtype on the way out.
 
-    Inside, the parameter store is empty and the random state is that of ``seed``. Validation by Pyro is off: values
+    Inside, the parameter store is empty, no handlers of the caller's are active (a query may be asked from within a
+    guide that is being traced), and the random state is that of ``seed``. Validation by Pyro is off: values
     and supports are checked by the tracer itself, with the site's name in the message.
 
     Args:
         seed: seed of Python's, NumPy's and PyTorch's generators inside the block.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    dtype, plate_dims = torch.get_default_dtype(), list(_DIM_ALLOCATOR._stack)
+    dtype, plate_dims, handlers = torch.get_default_dtype(), list(_DIM_ALLOCATOR._stack), list(_PYRO_STACK)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with (
@@ -37,6 +38,8 @@ def isolated(seed: int) -> Iterator[None]:
             torch.random.fork_rng(devices=list(devices)),
             pyro.validation_enabled(False),
         ):
+            _PYRO_STACK[:] = []
+            _DIM_ALLOCATOR._stack[:] = []
             random.seed(seed)
             np.random.seed(seed % 2**32)
             torch.manual_seed(seed)
@@ -45,6 +48,7 @@ def isolated(seed: int) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_default_dtype(dtype)
+        _PYRO_STACK[:] = handlers
         _DIM_ALLOCATOR._stack[:] = plate_dims
 
 

@@ -100,7 +100,7 @@ class Request:
 
 def _trace(source: Source, request: Request) -> Program:
     """One way of running time loops; discrete latents are treated in as many ways as it takes."""
-    with isolated(source.seed):
+    with isolated(source.seed), torch.enable_grad():
         survey = Survey(source, request.values or None)
         _require_observations(survey.first)
         check_observations(survey.first.records)

@@ -32,6 +32,13 @@ def check(result: ppl_em.FitResult, num_states: int) -> None:
         assert result.plan.rule_of(name) == "closed form"
 
 
+def test_one_state_is_independent_counts() -> None:
+    result = ppl_em.fit(hmm.model, hmm.load(), model_kwargs={"num_states": 1})
+    assert result.log_likelihood == pytest.approx(-391.918928, abs=PUBLISHED)
+    assert result.num_parameters == 1
+    assert result.posterior().mode()["z_5"] == 0
+
+
 def test_two_states() -> None:
     check(ppl_em.fit(hmm.model, hmm.load(), model_kwargs={"num_states": 2}), 2)
 

@@ -142,3 +142,18 @@ def test_progress_is_silent_where_nobody_looks(progress: bool | None, capsys: py
     ppl_em.fit(mixture, X, restarts=2, progress=progress)
     captured = capsys.readouterr()
     assert captured.err == "" and captured.out == ""
+
+
+def test_a_fit_does_not_mind_where_it_is_called(no_footprint: Callable) -> None:
+    """Gradient mode and the caller's handlers have no part in it."""
+    import pyro.poutine as poutine
+
+    expected = ppl_em.fit(mixture, X, init="params", method=plain(3))
+    with no_footprint(), torch.no_grad():
+        quiet = ppl_em.fit(mixture, X, init="params", method=plain(3))
+        assert not torch.is_grad_enabled()
+    with poutine.trace() as tracer, poutine.scale(scale=2.0):
+        inside = ppl_em.fit(mixture, X, init="params", method=plain(3))
+    assert list(tracer.trace.nodes) == []
+    assert torch.equal(expected.history, quiet.history)
+    assert torch.equal(expected.history, inside.history)
