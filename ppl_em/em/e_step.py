@@ -145,16 +145,16 @@ def expected_log_joint(
     factors = site_factors(plan, parameters, sites)
     total = torch.zeros((), dtype=torch.float64)
     for site in sites:
-        sizes = site_sizes(plan, site)
-        known = weights[site.name]
-        dims = [
-            d for d in (*site.dims, *known.factor.dims) if d not in known.summed or d in known.factor.dims
-        ]
-        factor = factors[site.name].expand({d: sizes[d] for d in dict.fromkeys(dims) if d in sizes})
-        factor = Factor(
-            torch.where(torch.isfinite(factor.tensor), factor.tensor, torch.full_like(factor.tensor, -1e30)),
-            factor.dims,
-        )
-        product = factor * known.factor.map(lambda t: t.to(factor.tensor.dtype))
-        total = total + product.tensor.double().sum()
+        total = total + weighted_log_factor(plan, site, factors[site.name], weights[site.name])
     return total
+
+
+def weighted_log_factor(plan: Plan, site: Site, factor: Factor, weights: Weights) -> Tensor:
+    """Σ w log f over all dimensions of one site, differentiable in its log-factor."""
+    sizes = site_sizes(plan, site)
+    dims = [d for d in (*site.dims, *weights.factor.dims) if d not in weights.summed or d in weights.factor.dims]
+    factor = factor.expand({d: sizes[d] for d in dict.fromkeys(dims) if d in sizes})
+    impossible = torch.full_like(factor.tensor, -1e30)
+    factor = Factor(torch.where(torch.isfinite(factor.tensor), factor.tensor, impossible), factor.dims)
+    product = factor * weights.factor.map(lambda t: t.to(factor.tensor.dtype))
+    return product.tensor.double().sum()

@@ -14,14 +14,13 @@ from ppl_em.em.accelerate import extrapolate
 from ppl_em.em.degenerate import Watched, collapsed, watch
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.lowering import lower_blocks, prove
-from ppl_em.em.structured import refuse_variants, structured_sites, with_counts
-from ppl_em.em.tables import Tables
-from ppl_em.em.updates import ClosedForm, Gradient, LeastSquares, Parameters, Refused
+from ppl_em.em.structured import refuse_variants, with_counts
+from ppl_em.em.updates import ClosedForm, Parameters, Refused, Updater, make_updater
 from ppl_em.em.variants import harden
 from ppl_em.methods import EM
 from ppl_em.mstep.given import LostPrecision
 from ppl_em.plan.plan import Plan
-from ppl_em.plan.rules import Update
+from ppl_em.plan.rules import Update, refused
 from ppl_em.status import Status
 
 #: A fall of the objective by more than this, relative to its size, is not rounding.
@@ -71,7 +70,7 @@ class Machine:
     plan: Plan
     settings: EM
     generator: torch.Generator
-    updaters: list[ClosedForm | Gradient | LeastSquares] = field(default_factory=list)
+    updaters: list[Updater] = field(default_factory=list)
     lowered: dict[int, Any] = field(default_factory=dict)
     watched: tuple[Watched, ...] = ()
 
@@ -82,28 +81,18 @@ class Machine:
         self.updaters = []
         self.watched = watch(self.plan)
         for update in self.plan.updates:
-            if update.rule == "least squares":
-                self.updaters.append(LeastSquares(self.plan, update))
-            elif update.family and update.rule in ("closed form", "newton", "ascent"):
-                try:
-                    tables = {s.name for s in structured_sites(self.plan)} & set(update.sites)
-                    self.updaters.append((Tables if tables else ClosedForm)(self.plan, update))
-                except Refused as error:
-                    self._demote(update, str(error))
-                    return
-            elif update.rule in ("newton", "gradient"):
-                self.updaters.append(Gradient(self.plan, update.parameters, self.settings))
+            try:
+                updater = make_updater(self.plan, update, self.settings)
+            except Refused as error:
+                self._demote(update, str(error))
+                return
+            if updater is not None:
+                self.updaters.append(updater)
         self.lowered = lower_blocks(self.plan, self.updaters) if self.settings.e_step == "exact" else {}
 
     def _demote(self, update: Update, why: str) -> None:
-        """A refused closed form becomes a gradient step, and the plan says why."""
-        reason = "; ".join(f"{n}: closed form refused: {why}" for n in update.parameters)
-        others = [u for u in self.plan.updates if u is not update and u.rule != "gradient"]
-        old = [u for u in self.plan.updates if u.rule == "gradient"]
-        names = tuple(n for u in old for n in u.parameters) + update.parameters
-        sites = tuple(dict.fromkeys([s for u in old for s in u.sites] + list(update.sites)))
-        merged = Update("gradient", names, sites, why="; ".join([*(u.why for u in old), reason]))
-        self.plan = replace(self.plan, updates=(*others, merged))
+        """A refused rule makes way for the next one on the ladder, and the plan says why."""
+        self.plan = replace(self.plan, updates=refused(self.plan.program, self.plan.updates, update, why))
         self._build()
 
     def evaluate(self, parameters: Parameters) -> EStep:
@@ -126,7 +115,6 @@ class Machine:
                 e = e_step(self.plan, parameters)
                 new.update(updater.step(new, e))
             except Refused as error:
-                assert isinstance(updater, ClosedForm)
                 self._demote(updater.update, str(error))
                 return self.maximise(parameters, self.evaluate(parameters) if e.moments else e)
         return new

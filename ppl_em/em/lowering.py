@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.e_step import EStep
-from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Gradient, LeastSquares
+from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Updater
 from ppl_em.lower.chain import LoweredChain
 from ppl_em.lower.families import LOWERINGS
 from ppl_em.lower.mixture import LoweredMixture
@@ -19,7 +19,7 @@ from ppl_em.plan.plan import Plan
 MIN_VERIFY = 1000
 
 
-def lower_blocks(plan: Plan, updaters: Sequence[ClosedForm | Gradient | LeastSquares]) -> dict[int, Any]:
+def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
     """Fast forms of the blocks that admit one, by position in the plan.
 
     A block's observations are lowered if every parameter that they depend on has a closed form in the expected
@@ -34,7 +34,7 @@ def lower_blocks(plan: Plan, updaters: Sequence[ClosedForm | Gradient | LeastSqu
         everything = {s.name for s in entry.block.sites}
         fits = True
         for updater in updaters:
-            if isinstance(updater, (Gradient, LeastSquares)):
+            if not isinstance(updater, ClosedForm):
                 fits &= not {s.name for s in updater.sites} & everything
                 continue
             touched = set(updater.update.sites) & names

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_em.distributions.constraints import square_simplex, table_simplex
+from ppl_em.em.closed_form import KKT_TOLERANCE, ClosedForm, Parameters, Refused
 from ppl_em.em.e_step import EStep, expected_log_joint
 from ppl_em.em.structured import Counts, counted_log_joint, distributions, expected_counts
-from ppl_em.em.updates import KKT_TOLERANCE, ClosedForm, Parameters, Refused
 from ppl_em.errors import RuleError, message
 from ppl_em.ir import Argument, Factor, Link, Site
 from ppl_em.plan.plan import Plan

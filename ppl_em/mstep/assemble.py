@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ppl_em.ir import Argument as SiteArgument
 from ppl_em.ir import Factor, Link, Site
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.given import GivenSample, Statistics
@@ -212,6 +213,14 @@ class Assembly:
         for i, layout in enumerate(self.layouts):
             if layout.site.name == site:
                 self._values[i] = self._site_values(replace(layout, site=replace(layout.site, value=value)))
+
+    def replace_argument(self, site: str, name: str, value: Factor) -> None:
+        """Give a site another constant value of one argument (computed by the program from other parameters)."""
+        for i, layout in enumerate(self.layouts):
+            if layout.site.name == site:
+                arguments = {**layout.site.arguments, name: SiteArgument(value)}
+                changed = replace(layout, site=replace(layout.site, arguments=arguments))
+                self.layouts = (*self.layouts[:i], changed, *self.layouts[i + 1 :])
 
     def chosen(
         self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]

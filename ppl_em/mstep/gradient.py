@@ -91,6 +91,49 @@ def gradient_ascent(
     return Ascent(before, float(value.detach()), num_steps)
 
 
+def quasi_newton_ascent(objective: Callable[[], Tensor], parameters: Sequence[Tensor], steps: int = 10) -> Ascent:
+    """Climb an objective of leaf tensors by L-BFGS with a line search, in place; never downhill.
+
+    Args:
+        objective: returns a scalar to be maximised, differentiable in ``parameters``.
+        parameters: leaf tensors that require gradients.
+        steps: number of iterations; the first follows the gradient.
+
+    Raises:
+        ValueError: the objective is not finite at the start.
+
+    Reference: Liu, Nocedal (1989), On the limited memory BFGS method for large scale optimization.
+
+    Example:
+        >>> x = torch.tensor([3.0], requires_grad=True)
+        >>> _ = quasi_newton_ascent(lambda: -(x - 1).square().sum(), [x])
+        >>> x.detach().round(decimals=6)
+        tensor([1.])
+    """
+    parameters = list(parameters)
+    old = [p.detach().clone() for p in parameters]
+    values: list[float] = []
+    optimiser = torch.optim.LBFGS(parameters, max_iter=steps, line_search_fn="strong_wolfe", history_size=20)
+
+    def closure() -> Tensor:
+        with torch.enable_grad():
+            loss = -objective()
+        if not values and not bool(torch.isfinite(loss)):
+            raise ValueError(f"the objective is {-float(loss.detach())} at the start. Try other initial values.")
+        values.append(-float(loss.detach()))
+        _differentiate(-loss, parameters)
+        return loss.detach()
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        reached = float(objective())
+    if not reached >= values[0]:
+        _place(parameters, old, [torch.zeros_like(p) for p in old], 0.0)
+        reached = values[0]
+    optimiser.zero_grad(set_to_none=True)
+    return Ascent(values[0], reached, len(values))
+
+
 def _differentiate(value: Tensor, parameters: list[Tensor]) -> list[Tensor]:
     """Give the parameters the descent gradients that optimisers expect; returns the ascent gradients."""
     slopes = torch.autograd.grad(value, parameters, allow_unused=True)

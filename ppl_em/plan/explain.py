@@ -37,6 +37,9 @@ def render(plan: Plan) -> str:
         lines.append(f"  {update.rule:<13} {names}{where}")
         if update.why:
             lines += [f"                because {part}" for part in update.why.split("; ")]
+        if update.stub:
+            lines.append("                a rule to fill in, paste and register:")
+            lines += [f"                | {line}".rstrip() for line in update.stub.splitlines()]
     if not plan.updates:
         lines.append("  nothing to estimate")
     certificate = plan.certificate

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch.distributions import constraints
 
 from ppl_em.ir import Program, Site
+from ppl_em.mstep.registry import weighted_mle
 from ppl_em.plan import structured
 
-#: Elements up to which Newton's dense Hessian is used for parameters without a closed form.
+#: Elements up to which Newton's dense Hessian of an unknown function is used.
 NEWTON_SIZE = 60
+#: Coefficients of linear predictors up to which Newton's Hessian is assembled from their designs.
+PREDICTOR_SIZE = 400
+#: Families whose log-density has a kink in a location: Newton's method has nothing to follow there.
+KINKED = frozenset({"Laplace", "AsymmetricLaplace", "Uniform"})
 
 #: Answers, for a distribution family: what its weighted maximum-likelihood rule promises (None if there is none).
 RuleLookup = Callable[[type], str | None]
+
+#: What an update works from: a family's rule, normal equations, designs of linear predictors, or Q as a function.
+Means = Literal["family", "regression", "predictor", "objective", "none"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +35,10 @@ class Update:
             rounding), ``"gradient"`` or ``"frozen"``.
         parameters: their names.
         sites: names of the (stacked) sites that they feed.
-        family: name of the family, for closed forms.
+        family: name of the family, for rules that know it.
         why: why nothing stronger was chosen.
+        by: what the rule works from.
+        stub: code to paste, where a family has no rule yet.
     """
 
     rule: str
@@ -35,10 +46,15 @@ class Update:
     sites: tuple[str, ...]
     family: str = ""
     why: str = ""
+    by: Means = "family"
+    stub: str = ""
 
 
 def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) -> tuple[Update, ...]:
     """Group the parameters by the sites that they share and choose a rule for each group.
+
+    Coefficients of means come before scales, what is climbed before what is solved: each group is updated at the
+    newest values of the others.
 
     Args:
         program: gives the parameters.
@@ -47,47 +63,104 @@ def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) ->
     """
     fed = {n: [s for s in sites if n in s.parameters] for n in program.parameters}
     free = [n for n, p in program.parameters.items() if not p.frozen]
-    obstacle = {n: _obstacle(n, program, fed[n], lookup) for n in free}
-    linear = {n for n in free if obstacle[n] is not None and _quadratic(n, program, fed[n])}
+    why = {n: _obstacle(n, program, fed[n], lookup) for n in free}
+    means = {n: _means(n, program, fed[n], why[n]) for n in free}
     updates = []
     if frozen := tuple(n for n, p in program.parameters.items() if p.frozen):
-        updates.append(Update("frozen", frozen, ()))
-    for group in _groups([n for n in free if n in linear], fed):
-        members = {s.name: s for n in group for s in fed[n]}
-        updates.append(Update("least squares", tuple(group), tuple(members), "Normal"))
-    for group in _groups([n for n in free if obstacle[n] is None], fed):
-        members = {s.name: s for n in group for s in fed[n]}
-        family = next(iter(members.values())).family
+        updates.append(Update("frozen", frozen, (), by="none"))
+    for group in _groups([n for n in free if means[n] == "regression"], fed):
+        updates.append(Update("least squares", tuple(group), _touched(group, fed), "Normal", by="regression"))
+    climbed = []
+    for group in _groups([n for n in free if means[n] == "predictor"], fed):
+        if _size(group, program) > PREDICTOR_SIZE:
+            climbed += group
+            continue
+        family = ", ".join(dict.fromkeys(s.family.__name__ for n in group for s in fed[n] if s.family))
+        updates.append(Update("newton", tuple(group), _touched(group, fed), family, by="predictor"))
+    unknown = [n for n in free if means[n] == "objective"]
+    for group in _groups([n for n in unknown if program.parameters[n].origin != "module"], fed):
+        if _size(group, program) > NEWTON_SIZE:
+            climbed += group
+        else:
+            updates.append(_by_objective("newton", group, fed, why))
+    climbed += [n for n in unknown if program.parameters[n].origin == "module"]
+    if climbed:
+        updates.append(_by_objective("gradient", [n for n in free if n in climbed], fed, why))
+    for group in _groups([n for n in free if means[n] == "family"], fed):
+        family = fed[group[0]][0].family
         assert family is not None
-        updates.append(Update(lookup(family) or "closed form", tuple(group), tuple(members), family.__name__))
-    hard = [n for n in free if obstacle[n] is not None and n not in linear]
-    small = [n for n in hard if program.parameters[n].origin != "module"]
-    if sum(program.parameters[n].init.numel() for n in small) > NEWTON_SIZE:
-        small = []
-    for rule, names in (("newton", small), ("gradient", [n for n in hard if n not in small])):
-        if names:
-            touched = tuple(dict.fromkeys(s.name for n in names for s in fed[n]))
-            why = "; ".join(f"{n}: {obstacle[n]}" for n in names)
-            updates.append(Update(rule, tuple(names), touched, why=why))
+        rule = lookup(family) or "closed form"
+        updates.append(Update(rule, tuple(group), _touched(group, fed), family.__name__))
     return tuple(updates)
 
 
-def _quadratic(name: str, program: Program, sites: Sequence[Site]) -> bool:
-    """Whether Q is quadratic in a parameter: it is a coefficient of the means of normal sites and of nothing else."""
-    if program.parameters[name].origin == "site" or not sites:
-        return False
+def refused(program: Program, updates: Sequence[Update], update: Update, why: str) -> tuple[Update, ...]:
+    """The updates with one of them on the next rung of the ladder, because its claim did not hold.
+
+    Args:
+        program: gives the parameters.
+        updates: all updates.
+        update: the one that was refused.
+        why: what was found.
+    """
+    reason = f"{update.rule} refused: {why}"
+    small = _size(update.parameters, program) <= NEWTON_SIZE
+    module = any(program.parameters[n].origin == "module" for n in update.parameters)
+    if small and not module:
+        lower = replace(update, rule="newton", family="", why=reason, by="objective")
+        return tuple(lower if u is update else u for u in updates)
+    rest = [u for u in updates if u is not update]
+    old = next((u for u in rest if u.rule == "gradient"), Update("gradient", (), ()))
+    merged = replace(
+        old,
+        parameters=old.parameters + update.parameters,
+        sites=tuple(dict.fromkeys(old.sites + update.sites)),
+        why="; ".join(filter(None, (old.why, reason))),
+        by="objective",
+    )
+    return (*(u for u in rest if u is not old), merged)
+
+
+def _means(name: str, program: Program, sites: Sequence[Site], obstacle: str | None) -> Means:
+    if obstacle is None:
+        return "family"
+    parameter = program.parameters[name]
+    real = parameter.constraint in (constraints.real, constraints.real_vector)
+    if parameter.origin == "site" or not sites or not real or not _only_predicts(name, sites):
+        return "objective"
+    if all(_quadratic(name, s) for s in sites):
+        return "regression"
+    return "predictor"
+
+
+def _only_predicts(name: str, sites: Sequence[Site]) -> bool:
+    """Whether a parameter is a coefficient of linear predictors and reaches the sites in no other way."""
     for site in sites:
-        if site.family is None or site.family.__name__ != "Normal" or not site.lowered:
+        if site.family is None or site.family.__name__ in KINKED or not _through_arguments(site):
             return False
-        for argument_name, argument in site.arguments.items():
-            if name not in argument.sources:
-                continue
-            design = argument.design
-            if argument_name != "loc" or design is None or design.transform.name != "identity":
-                return False
-            if set(design.cells) & set(site.inner) or not set(design.data) <= set(site.plates):
-                return False
-    return program.parameters[name].constraint in (constraints.real, constraints.real_vector)
+        designs = [a.design for a in site.arguments.values() if name in a.sources]
+        if any(d is None or name not in d.parameters for d in designs):
+            return False
+    return True
+
+
+def _quadratic(name: str, site: Site) -> bool:
+    """Whether Q is quadratic in a coefficient: it is one of the mean of a normal site."""
+    if site.family is None or site.family.__name__ != "Normal":
+        return False
+    for argument_name, argument in site.arguments.items():
+        if name not in argument.sources:
+            continue
+        design = argument.design
+        if argument_name != "loc" or design is None or design.transform.name != "identity":
+            return False
+    return not site.arguments["scale"].opaque
+
+
+def _through_arguments(site: Site) -> bool:
+    """Whether parameters reach a site through its arguments alone (not its mask, its scale or its value)."""
+    through = frozenset().union(*(a.sources for a in site.arguments.values()))
+    return site.lowered or (site.family is not None and site.role in ("latent", "observed") and site.parameters <= through)
 
 
 def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLookup) -> str | None:
@@ -102,13 +175,13 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
     for site in sites:
         if site.family is None:
             return f"it feeds the factor '{site.name}'"
-        linked = {k.parameter for a in site.arguments.values() for k in a.links}
-        if name not in linked:
-            if any(a.design is not None and name in a.design.parameters for a in site.arguments.values()):
-                return f"it is a coefficient of a linear predictor at '{site.members[0]}'"
+        fed = [a for a in site.arguments.values() if name in a.sources or any(k.parameter == name for k in a.links)]
+        if any(a.design is not None and name in a.design.parameters for a in fed):
+            return f"it is a coefficient of a linear predictor at '{site.members[0]}'"
+        if not fed or any(all(k.parameter != name for k in a.links) for a in fed):
             return f"it reaches '{site.name}' through a computation that is not an element-by-element link"
-        if not site.lowered:
-            return f"another argument of '{site.name}' is computed from parameters in an unknown way"
+        if not _through_arguments(site):
+            return f"parameters reach '{site.name}' otherwise than through its arguments"
     if len(families) > 1:
         return f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
     family = next(iter(families))
@@ -116,9 +189,34 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
     return None if lookup(family) is not None else f"no rule is registered for {family.__name__}"
 
 
+def _by_objective(
+    rule: str, names: Sequence[str], fed: Mapping[str, Sequence[Site]], why: Mapping[str, str | None]
+) -> Update:
+    unregistered = {s.family for n in names for s in fed[n] if (why[n] or "").startswith("no rule is registered")}
+    stubs = [weighted_mle.stub(f) for f in unregistered if f is not None]
+    alike: dict[str | None, list[str]] = {}
+    for n in names:
+        alike.setdefault(why[n], []).append(n)
+    reasons = "; ".join(f"{_listed(members)}: {reason}" for reason, members in alike.items())
+    return Update(rule, tuple(names), _touched(names, fed), "", reasons, "objective", "\n\n".join(stubs))
+
+
+def _listed(names: Sequence[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
 def _family(program: Program, name: str) -> str:
     site = program.sites.get(name)
     return site.family.__name__ if site is not None and site.family is not None else "unknown"
+
+
+def _size(names: Iterable[str], program: Program) -> int:
+    return sum(program.parameters[n].init.numel() for n in names)
+
+
+def _touched(names: Iterable[str], fed: Mapping[str, Sequence[Site]]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(s.name for n in names for s in fed[n]))
 
 
 def _groups(names: Sequence[str], fed: Mapping[str, Sequence[Site]]) -> list[list[str]]:

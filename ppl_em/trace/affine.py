@@ -10,26 +10,33 @@ from torch import Tensor
 
 from ppl_em.ir import Factor
 from ppl_em.ir.design import Design
-from ppl_em.ir.transform import ELEMENTWISE, Transform
+from ppl_em.ir.transform import ELEMENTWISE, ROWWISE, Transform
 from ppl_em.trace.links import Probe, directional_derivatives
 
 #: Coefficients, and elements of all derivative columns together, up to which a design matrix is made.
 MAX_COEFFICIENTS, MAX_ELEMENTS = 400, 1e8
 
 _LINKS = {t.name: t for t in ELEMENTWISE if t.name in ("identity", "exp", "sigmoid")}
+_SOFTMAX = {t.name: t for t in ROWWISE if t.name in ("softmax", "log_softmax")}
 
 
-def affine_link(first: Probe, second: Probe, sources: Sequence[str]) -> Transform | None:
+def affine_link(first: Probe, second: Probe, sources: Sequence[str], normalised: bool = False) -> Transform | None:
     """The link function under which an argument is affine in its sources, or None.
 
     Args:
         first, second: the argument at two random settings of all parameters, with derivatives along the same
             directions: an affine function's do not change.
         sources: parameters that feed it.
+        normalised: the argument is a vector of probabilities or of log-probabilities (its log-odds are looked at).
     """
     if sum(first.leaves[n].numel() for n in sources) > MAX_COEFFICIENTS or not first.value.is_floating_point():
         return None
-    for transform in _LINKS.values():
+    if not all(bool(torch.isfinite(p.value).all()) for p in (first, second)):
+        return None
+    links = _LINKS
+    if normalised:
+        links = {n: t for n, t in _SOFTMAX.items() if (n == "softmax") == bool((first.value >= 0).all())}
+    for transform in links.values():
         if all(_constant(first, second, n, transform) for n in sources):
             return transform
     return None
@@ -37,20 +44,24 @@ def affine_link(first: Probe, second: Probe, sources: Sequence[str]) -> Transfor
 
 def _constant(first: Probe, second: Probe, name: str, transform: Transform) -> bool:
     for direction in (1, 2):
-        a, b = (p.tangents[name][direction] / _slope(p.value, transform) for p in (first, second))
+        a, b = (_linearised(p.tangents[name][direction], p.value, transform) for p in (first, second))
         tolerance = 1e-9 if a.dtype == torch.float64 else 1e-4
         if not bool(((a - b).abs() <= tolerance * (1 + a.abs())).all()):
             return False
     return True
 
 
-def _slope(value: Tensor, transform: Transform) -> Tensor:
-    """Derivative of the inverse link function at its image ``value``."""
+def _linearised(tangent: Tensor, value: Tensor, transform: Transform) -> Tensor:
+    """Derivative of the linear predictor, from that of its image ``value`` under the inverse link function."""
     if transform.name == "exp":
-        return value
+        return tangent / value
     if transform.name == "sigmoid":
-        return value * (1 - value)
-    return torch.ones_like(value)
+        return tangent / (value * (1 - value))
+    if transform.elementwise:
+        return tangent
+    # Of log-odds against the first category: what all categories have in common cancels.
+    tangent = tangent / value if transform.name == "softmax" else tangent
+    return tangent - tangent[..., :1]
 
 
 def make_design(
@@ -63,39 +74,59 @@ def make_design(
     """The design of one argument, one derivative column for each coefficient.
 
     Args:
-        argument: differentiable value at ``leaves``, named dimensions, no event dimensions.
+        argument: differentiable value at ``leaves``, named dimensions, one event dimension for categories.
         leaves: parameters.
         sources: those that feed it.
         transform: the link function found by :func:`affine_link`.
         latents: names of the enumerated latents.
     """
     count = sum(leaves[n].numel() for n in sources)
-    if argument.event_dim or count * argument.tensor.numel() > MAX_ELEMENTS:
+    if argument.event_dim != (0 if transform.elementwise else 1) or count * argument.tensor.numel() > MAX_ELEMENTS:
         return None
     cells = tuple(d for d in argument.dims if d in latents)
     data = tuple(d for d in argument.dims if d not in latents)
     value = argument.align((*cells, *data))
-    shape = tuple(value.shape)
-    rows = math.prod(shape[: len(cells)])
-    slope = _slope(value.detach(), transform)
+    shape = tuple(value.shape[: len(argument.dims)])
+    event = 0 if transform.elementwise else value.shape[-1]
+    rows = math.prod(shape[: len(cells)]) * max(event, 1)
     columns = []
     for name in sources:
         leaf = leaves[name]
         units = torch.eye(leaf.numel(), dtype=leaf.dtype).reshape(-1, *leaf.shape)
         for (column,) in directional_derivatives([value], leaf, list(units)):
-            columns.append((column / slope).reshape(rows, -1))
+            column = _linearised(column, value.detach(), transform)
+            column = _sparsest(column).movedim(-1, len(cells)) if event else column
+            columns.append(column.reshape(rows, -1))
     design = torch.stack(columns, -1)  # (G, N, P)
     theta = torch.cat([leaves[n].detach().reshape(-1) for n in sources])
-    linear = (design @ theta).reshape(shape)
-    offset = _inverse(value.detach(), transform) - linear
+    linear = design @ theta
+    offset = _inverse(value.detach(), transform)
+    offset = offset.movedim(-1, len(cells)) if event else offset
+    offset = offset.reshape(rows, -1) - linear
+    if event:
+        by_category = offset.reshape(-1, event, offset.shape[-1])
+        offset = (by_category - by_category[:, :1]).reshape(offset.shape)
     scale = 1e-9 if offset.dtype == torch.float64 else 1e-4
-    offset = None if bool((offset.abs() <= scale * (1 + linear.abs())).all()) else offset.reshape(rows, -1)
+    none = bool((offset.abs() <= scale * (1 + linear.abs())).all())
     index, features = _by_cell(design)
-    return Design(tuple(sources), index, features, offset, cells, data, shape, transform)
+    return Design(
+        tuple(sources), index, features, None if none else offset, cells, data, shape, transform, event
+    )
+
+
+def _sparsest(column: Tensor) -> Tensor:
+    """Derivatives of log-odds (…, E) against the category that leaves most of them zero.
+
+    Softmax does not see what is added to all categories: the user's ``X @ G`` is recovered, whose columns are apart.
+    """
+    rows = column.reshape(-1, column.shape[-1])
+    counts = [int((rows != rows[:, e : e + 1]).sum()) for e in range(rows.shape[1])]
+    least = counts.index(min(counts))
+    return column - column[..., least : least + 1]
 
 
 def _inverse(value: Tensor, transform: Transform) -> Tensor:
-    return value if transform.name == "identity" else transform.inverse(value)
+    return value if transform.name in ("identity", "log_softmax") else transform.inverse(value)
 
 
 def _by_cell(design: Tensor) -> tuple[Tensor, Tensor]:

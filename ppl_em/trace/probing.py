@@ -65,7 +65,8 @@ def link_arguments(
     start = {**enumeration.local, **{n: p.init for n, p in parameters.items()}}
     known: dict[Any, bool] = {}
     return {
-        name: _finish(thinning, site, links, designs, start, expected[name], known) for name, site in sites.items()
+        name: _finish(thinning, site, links, designs, _control(enumeration, site), start, expected[name], known)
+        for name, site in sites.items()
     }
 
 
@@ -98,7 +99,7 @@ def find_all_links(
         sources = sorted(site.arguments[head[1]].sources)
         tables = site.family is not None and is_structured(site.family)
         found = find_links(first, second, sources, normalised, tables)
-        link = None if found or normalised or tables else affine_link(first, second, sources)
+        link = None if found or tables else affine_link(first, second, sources, normalised)
         for key in group:
             links[key] = found
             if link is not None:
@@ -227,6 +228,7 @@ def _finish(
     site: Site,
     links: Mapping[Key, tuple[Link, ...]],
     designs: Mapping[Key, Design],
+    control: frozenset[str],
     start: Mapping[str, Tensor],
     expected: Factor,
     known: dict[Any, bool],
@@ -234,7 +236,7 @@ def _finish(
     arguments: dict[str, Argument] = {}
     for name, argument in site.arguments.items():
         key = (site.name, name)
-        arguments[name] = replace(argument, links=links.get(key, ()), design=designs.get(key))
+        arguments[name] = _explained(argument, links.get(key, ()), designs.get(key), control)
     # A parameter that reaches the site other than through its arguments (mask, scale, observed value) makes it opaque.
     through = frozenset().union(*(a.sources for a in arguments.values())) | ({site.point} if site.point else set())
     lowered = (
@@ -251,6 +253,26 @@ def _finish(
     if form not in known:
         known[form] = _scores_as_run(thinning.site(linked), start, expected)
     return replace(linked, lowered=known[form])
+
+
+def _control(enumeration: Enumeration, site: Site) -> frozenset[str]:
+    """Parameters whose values had reached Python before the site."""
+    record = enumeration.seen.get(site.name)
+    if record is None:
+        return site.parameters
+    return frozenset(m.removeprefix("param:") for m in record.control if m.startswith("param:"))
+
+
+def _explained(
+    argument: Argument, links: tuple[Link, ...], design: Design | None, control: frozenset[str]
+) -> Argument:
+    """The argument with what was found; then it depends on nothing else (``x.type_as(y)`` carries y's marks, say).
+
+    Parameters that have reached Python stay sources: what they control shows at some values only.
+    """
+    known = {k.parameter for k in links} | set(design.parameters if design else ())
+    sources = argument.sources & (known | control) if known else argument.sources
+    return replace(argument, links=links, design=design, sources=sources)
 
 
 def _form(site: Site) -> Any:

@@ -1,0 +1,157 @@
+"""The M-step of one group of linked parameters: its family's weighted maximum-likelihood rule, proven at use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ppl_em.em.boundary import inside
+from ppl_em.em.e_step import EStep
+from ppl_em.em.live_sites import scores_as_run, with_run_values
+from ppl_em.ir import Argument, Factor, Site
+from ppl_em.mstep import NoClosedForm, WeightedSample, stationarity, weighted_mle
+from ppl_em.mstep.assemble import Assembly
+from ppl_em.mstep.block import Block
+from ppl_em.plan.plan import Plan
+from ppl_em.plan.rules import Update
+
+#: A proposal whose scaled KKT residual exceeds this is not a maximiser.
+KKT_TOLERANCE = 1e-6
+#: Data used to verify a rule; a formula does not depend on their number.
+VERIFY_DATA = 20_000
+
+Parameters = dict[str, Tensor]
+
+
+class Refused(Exception):
+    """A closed form does not hold for this program; the message says why."""
+
+
+class ClosedForm:
+    """Parameters that are weighted maximum-likelihood estimates of one family's arguments.
+
+    Arguments of these sites that the program computes from other parameters (a network's mean) are constants of this
+    step, taken from a run. Of normal sites whose mean varies from datum to datum the residuals are the data.
+
+    Args:
+        plan: the plan.
+        update: its entry.
+    """
+
+    def __init__(self, plan: Plan, update: Update) -> None:
+        self.plan, self.update = plan, update
+        sites = {s.name: s for s in plan.sites()}
+        sizes = dict(plan.program.sizes())
+        for entry in plan.blocks:
+            sizes.update(entry.block.sizes)
+        self.sites = [sites[n] for n in update.sites]
+        self.opaque = [s for s in self.sites if any(a.opaque for a in s.arguments.values())]
+        self.residual = {s.name for s in self.sites if _predicted_mean(s)}
+        members = [_about_zero(s, s) if s.name in self.residual else s for s in self.sites]
+        self.assembly = Assembly([_constant(s) for s in members], sizes, frozenset(update.parameters))
+        assert self.assembly.family is not None
+        self.family: type = self.assembly.family
+        self.rule = weighted_mle[self.family]
+        self.constraints = {n: plan.program.parameters[n].constraint for n in update.parameters}
+        self.verified = False
+        self.sweeps = 1
+
+    def step(self, parameters: Parameters, e: EStep) -> Parameters:
+        """New values of this group's parameters.
+
+        Raises:
+            Refused: the rule does not apply, or its proposal is not stationary.
+        """
+        if all(n in e.moments for n in self.update.sites):
+            sample = self.assembly.sample_of([e.moments[n] for n in self.update.sites], parameters)
+        else:
+            sample = self._weighted(parameters, e)
+        self._propose(sample, self.sweeps)
+        new = self.assembly.write(sample.proposals, parameters)
+        if new is None:
+            raise Refused("the same parameter element would have to take two values")
+        return {n: inside(self.constraints[n], v) for n, v in new.items()}
+
+    def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
+        weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
+        if self.opaque or self.residual:
+            self._refresh(parameters)
+        sample = self.assembly.sample(weights, parameters)
+        if not self.verified:
+            self.verify(sample)
+        return sample
+
+    def _refresh(self, parameters: Parameters) -> None:
+        """Residuals and computed arguments at the newest parameters."""
+        filled = with_run_values(self.plan, self.sites, parameters)
+        if self.opaque and not self.verified and not scores_as_run(self.plan, self.sites, filled, parameters):
+            raise Refused("the density does not follow from the arguments of its distribution")
+        for old, site in zip(self.sites, filled, strict=True):
+            if site.name in self.residual:
+                loc = site.arguments["loc"]
+                mean = Factor(loc.evaluate(parameters).detach(), loc.value.dims)
+                self.assembly.replace_value(site.name, site.value + mean.map(torch.neg))
+            for name, argument in site.arguments.items():
+                if old.arguments[name].opaque and not (name == "loc" and site.name in self.residual):
+                    self.assembly.replace_argument(site.name, name, argument.value)
+
+    def _propose(self, sample: WeightedSample, sweeps: int) -> None:
+        try:
+            for _ in range(sweeps):
+                self.rule(sample)
+        except NoClosedForm as error:
+            raise Refused(str(error)) from error
+
+    def verify(self, sample: WeightedSample) -> None:
+        """The claim "closed form" is proven at the first proposal by its KKT conditions."""
+        small = _thinned(sample)
+        for sweeps in (1, 3, 10):
+            trial = WeightedSample(small.args, small.blocks, small.num_rows, small.event_dim)
+            self._propose(trial, sweeps)
+            residual = stationarity(trial, self.family)
+            if residual <= KKT_TOLERANCE:
+                self.sweeps = sweeps
+                break
+        else:
+            if self.rule.exact != "ascent":
+                raise Refused(
+                    f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})"
+                )
+        self.verified = True
+
+
+def _predicted_mean(site: Site) -> bool:
+    """A normal site whose mean is a linear predictor or computed: its scale is estimated from residuals."""
+    assert site.family is not None
+    if site.family.__name__ != "Normal":
+        return False
+    loc = site.arguments["loc"]
+    return loc.design is not None or loc.opaque
+
+
+def _about_zero(site: Site, like: Site) -> Site:
+    """The site with residuals as values and a mean of zero."""
+    loc = like.arguments["loc"].value
+    zero = Argument(Factor(site.value.tensor.new_zeros(()), ()))
+    return replace(site, value=site.value + loc.map(torch.neg), arguments={**site.arguments, "loc": zero})
+
+
+def _constant(site: Site) -> Site:
+    """The site with computed arguments as constants (to be refreshed)."""
+    arguments = {n: Argument(a.value) if a.opaque else a for n, a in site.arguments.items()}
+    return replace(site, arguments=arguments)
+
+
+def _thinned(sample: WeightedSample) -> WeightedSample:
+    blocks = []
+    for block in sample.blocks:
+        per_row = block.per_row(sample.event_dim)
+        keep = max(1, VERIFY_DATA // max(1, block.rows.numel()))
+        if block.weights.shape[1] > keep:
+            index = torch.linspace(0, block.weights.shape[1] - 1, keep).long()
+            values = block.values[:, index] if per_row else block.values[index]
+            block = Block(block.weights[:, index], values, block.rows)
+        blocks.append(block)
+    return WeightedSample(sample.args, tuple(blocks), sample.num_rows, sample.event_dim)
