@@ -76,14 +76,12 @@ def make_chart(name: str, value: Tensor, constraint: Any) -> Chart:
     return _by_rank(name, value, transform_to(constraint))
 
 
-def log_volume(chart: Chart, coordinates: Tensor) -> Tensor:
-    """Log of the volume of constrained space per volume of coordinates, up to a constant; (size,) to a scalar."""
+def log_volume(chart: Chart, points: Tensor) -> Tensor:
+    """Log of the volume of constrained space per volume of coordinates, up to a constant; (S, size) to (S,)."""
     if not chart.size:
-        return torch.zeros((), dtype=coordinates.dtype)
-    jacobian = torch.as_tensor(
-        torch.autograd.functional.jacobian(lambda u: chart.to_value(u).reshape(-1), coordinates)
-    )
-    return 0.5 * torch.linalg.slogdet(jacobian.T @ jacobian)[1]
+        return points.new_zeros(len(points))
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda u: chart.to_value(u).reshape(-1)))(points)
+    return 0.5 * torch.linalg.slogdet(jacobian.mT @ jacobian)[1]
 
 
 def _interval(constraint: Any) -> tuple[Any, Any] | None:

@@ -111,10 +111,13 @@ class Coordinates:
             blocks.append(torch.as_tensor(found).double())
         return torch.block_diag(*blocks) if blocks else torch.zeros(0, 0, dtype=torch.float64)
 
-    def log_volume(self, u: Tensor) -> Tensor:
-        """Log-volume of the parameters under a prior, whose density is one over constrained space."""
-        parts = [log_volume(c, p) for c, p in zip(self.charts, self.split(u), strict=True) if c.name in self.priors]
-        return torch.stack([p.double() for p in parts]).sum() if parts else torch.zeros((), dtype=torch.float64)
+    def log_volume(self, points: Tensor) -> Tensor:
+        """Log-volume (S,) of the parameters under a prior, whose density is one over constrained space, at (S, P)."""
+        total = points.new_zeros(len(points))
+        for chart, part in zip(self.charts, points.split([c.size for c in self.charts], -1), strict=True):
+            if chart.name in self.priors:
+                total = total + log_volume(chart, part)
+        return total
 
     @contextmanager
     def leaves(self, u: Tensor) -> Iterator[tuple[dict[str, Tensor], list[Tensor]]]:

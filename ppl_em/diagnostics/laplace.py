@@ -86,9 +86,7 @@ def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> D
     normal = torch.randn(proposals, root.shape[1], generator=generator, dtype=torch.float64)
     points = normal @ root.T
     reached = objectives(plan, coordinates, points)
-    target = reached
-    if coordinates.priors:
-        target = target + torch.stack([coordinates.log_volume(u) for u in points])
+    target = reached + coordinates.log_volume(points)
     target = torch.where(torch.isfinite(target), target, -torch.inf)
     weights, k_hat = psis(target + 0.5 * normal.square().sum(-1))
     limit = threshold(proposals)

@@ -70,10 +70,10 @@ def test_volume_of_a_simplex_and_of_a_scale() -> None:
     # d(p_1, p_2)/d(log-ratios) has determinant p_1 p_2 p_3; the volume within the plane differs by a constant.
     chart = make_chart("p", torch.tensor([0.2, 0.3, 0.5]), constraints.simplex)
     points = torch.randn(5, 2)
-    found = torch.stack([log_volume(chart, u) - chart.to_value(u).log().sum() for u in points])
+    found = log_volume(chart, points) - torch.stack([chart.to_value(u).log().sum() for u in points])
     assert torch.allclose(found, found[0].expand(5), atol=GRADIENT)
     chart = make_chart("s", torch.tensor(2.0), constraints.positive)
-    assert float(log_volume(chart, torch.tensor([0.7]))) == pytest.approx(float(torch.tensor(2.0).log()) + 0.7)
+    assert float(log_volume(chart, torch.tensor([[0.7]]))) == pytest.approx(float(torch.tensor(2.0).log()) + 0.7)
 
 
 def test_coordinates_of_a_program(faithful) -> None:
