@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+
+from ppl_em.errors import NotAvailableYet, message
 
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
@@ -49,6 +52,8 @@ class FittedModel:
 class PosteriorGuide:
     """A guide whose latents are exact joint draws from the posterior; point estimates are deltas.
 
+    Each call is one draw, whole sites at a time: ``Predictive(result.model, guide=result.guide, num_samples=n)``.
+
     Args:
         result: the fitted program.
     """
@@ -58,27 +63,22 @@ class PosteriorGuide:
         self._kept: tuple[Any, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if any(isinstance(h, IndepMessenger) and h.size > 1 and h.dim is not None for h in _PYRO_STACK):
+            why = "one call is one draw"
+            hint = "Predictive(..., parallel=False)"
+            raise NotAvailableYet(message("the posterior's guide is not vectorised", why=why, hint=hint))
         key = (args, tuple(kwargs.items()))
         if self._kept is None or not _same(self._kept[0], key):
             self._kept = (key, self.result.posterior(*args, **kwargs))
         posterior = self._kept[1]
-        seed = int(torch.randint(2**31 - 1, ()))
-        values = {z: v[0] for z, v in posterior.sample(1, seed).items()}
         program = posterior.plan.program
-        drawn = {}
-        for name, value in self.result.point_estimates.items():
-            drawn[name] = pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
-        for name, value in values.items():
+        drawn = dict(self.result.point_estimates)
+        for name, value in posterior.sample(1, int(torch.randint(2**31 - 1, ()))).items():
             latent = program.latents[name]
-            event_dim = len(latent.event_shape)
-            with ExitStack() as stack:
-                for plate in latent.plates:
-                    entry = program.plates[plate]
-                    if entry.declared:
-                        stack.enter_context(pyro.plate(plate, entry.size, dim=entry.dim))
-                shaped = _positioned(value, [program.plates[p].dim for p in latent.plates], event_dim)
-                drawn[name] = pyro.sample(name, dist.Delta(shaped, event_dim=event_dim))
-        return drawn
+            dims = [program.plates[p].dim for p in latent.plates]
+            drawn[name] = _positioned(value[0], dims, len(latent.event_shape))
+        # Without plates: Predictive would put the guide's plates in front of the shape of every global site.
+        return {n: pyro.sample(n, dist.Delta(v, event_dim=v.dim())) for n, v in drawn.items()}
 
 
 def _positioned(value: Tensor, dims: list[int], event_dim: int) -> Tensor:
@@ -87,7 +87,7 @@ def _positioned(value: Tensor, dims: list[int], event_dim: int) -> Tensor:
     shape = [1] * rank
     for d, size in zip(dims, value.shape, strict=False):
         shape[d] = size
-    return value.reshape((*shape, *value.shape[value.dim() - event_dim :]))
+    return value.reshape([*shape, *value.shape[value.dim() - event_dim :]])
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ppl_em.errors import FileError, message
+from ppl_em.saved_arguments import pack, unpack
 from ppl_em.status import Status
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 JSON, TENSORS = "result.json", "tensors.safetensors"
+GROUPS = ("params", "point_estimates", "guide_params")
 
 
 @dataclass(frozen=True)
@@ -57,25 +61,26 @@ def save(result: FitResult, path: Path, *, data: bool = False) -> Path:
     Args:
         result: the result.
         path: the directory, made if need be; files of these names are replaced atomically.
-        data: also keep the tensors among the model's positional arguments.
+        data: also keep the model's arguments.
 
     Raises:
-        FileError: the directory cannot be written.
+        FileError: the directory cannot be written, or an argument cannot be stored.
     """
     tensors: dict[str, Tensor] = {}
-    for group in ("params", "point_estimates", "guide_params"):
+    for group in GROUPS:
         for name, value in getattr(result, group).items():
             tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
     tensors["history"] = result.history.clone()
+    header = _header(result)
     if data and result._source is not None:
-        for i, value in enumerate(result._source.args):
-            if isinstance(value, Tensor):
-                tensors[f"args/{i}"] = value.detach().cpu().clone().contiguous()
+        header["args"] = [pack(v, f"args/{i}", tensors) for i, v in enumerate(result._source.args)]
+        header["kwargs"] = {k: pack(v, f"kwargs/{k}", tensors) for k, v in result._source.kwargs.items()}
+    header["pair"] = secrets.token_hex(8)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=path) as staging:
-            save_file(tensors, str(Path(staging) / TENSORS))
-            Path(staging, JSON).write_text(json.dumps(_header(result), indent=2) + "\n", encoding="utf-8")
+            save_file(tensors, str(Path(staging) / TENSORS), metadata={"pair": header["pair"]})
+            Path(staging, JSON).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
             for name in (TENSORS, JSON):
                 os.replace(Path(staging) / name, path / name)
     except OSError as error:
@@ -101,6 +106,7 @@ def _header(result: FitResult) -> dict[str, Any]:
         "plan": result.plan.to_dict(),
         "coords": {k: [str(v) for v in vs] for k, vs in result._coords.items()},
         "columns": result._columns,
+        "names": {group: list(getattr(result, group)) for group in GROUPS},
         "settings": {k: v for k, v in result._settings.items() if _plain(v)},
     }
 
@@ -130,8 +136,10 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     path = Path(path)
     try:
         header = json.loads((path / JSON).read_text(encoding="utf-8"))
-        tensors = load_file(str(path / TENSORS))
-    except (OSError, ValueError) as error:
+        with safe_open(str(path / TENSORS), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            pair = (file.metadata() or {}).get("pair")
+    except (OSError, ValueError, SafetensorError) as error:
         raise FileError(
             message("no readable result", value=path, why=str(error), hint="the directory given to save()")
         ) from error
@@ -143,19 +151,15 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
                 why=f"this version reads {FORMAT}",
             )
         )
-    groups: dict[str, dict[str, Tensor]] = {
-        "params": {},
-        "point_estimates": {},
-        "guide_params": {},
-        "args": {},
-    }
-    for key, value in tensors.items():
-        group, _, name = key.partition("/")
-        if group in groups:
-            groups[group][name] = value
+    if pair != header["pair"]:
+        why = "a write was interrupted, or files were exchanged"
+        raise FileError(message(f"{JSON} and {TENSORS} do not belong together", value=path, why=why))
+    groups = {g: {n: tensors[f"{g}/{n}"] for n in names} for g, names in header["names"].items()}
     restarts = tuple(Restart(k, o, Status[s], n, c) for k, o, s, n, c in header["restarts"])
-    args = tuple(groups["args"][k] for k in sorted(groups["args"], key=int))
-    source = Source(model, args, header.get("settings", {}), header["seed"]) if args else None
+    source = None
+    if "args" in header:
+        args = tuple(unpack(v, tensors) for v in header["args"])
+        source = Source(model, args, {k: unpack(v, tensors) for k, v in header["kwargs"].items()}, header["seed"])
     _restore_module(model, groups["params"])
     return FitResult(
         params=groups["params"],
@@ -178,7 +182,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         _coords=header["coords"],
         _columns=header["columns"],
         _model=model,
-        _settings=header.get("settings", {}),
+        _settings=header["settings"],
     )
 
 
