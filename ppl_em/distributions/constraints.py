@@ -7,12 +7,15 @@ from math import isqrt
 import torch
 from torch import Tensor
 from torch.distributions import StickBreakingTransform, Transform, biject_to, transform_to
-from torch.distributions.constraints import Constraint, real_vector, simplex
+from torch.distributions.constraints import Constraint, dependent, real_vector, simplex
 from torch.distributions.transforms import SoftmaxTransform
 
 from ppl_em.errors import DataError, message
 
-__all__ = ["padded_labels", "square_simplex", "table_simplex"]
+__all__ = ["given", "padded_labels", "square_simplex", "table_simplex"]
+
+given = dependent(is_discrete=True, event_dim=0)  # pyright: ignore[reportArgumentType]
+"""Constraint of an argument that is part of the data: lengths, the number of the blank. It is not checked."""
 
 
 class _TableSimplex(type(simplex)):

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ppl_em.distributions.beam_search import Hypothesis, prefix_beam_search
-from ppl_em.distributions.constraints import padded_labels
+from ppl_em.distributions.constraints import given, padded_labels
 from ppl_em.distributions.ctc_posterior import CTCPosterior
 from ppl_em.distributions.ctc_recursion import Spelling, alignment_log_z
 from ppl_em.distributions.ctc_sampling import sample_label_sequences
@@ -54,9 +54,9 @@ class CTC(StructuredDistribution):
 
     arg_constraints = {  # pyright: ignore[reportAssignmentType]
         "logits": constraints.independent(constraints.real_vector, 1),
-        "input_lengths": constraints.dependent(is_discrete=True, event_dim=0),
-        "target_lengths": constraints.dependent(is_discrete=True, event_dim=0),
-        "blank": constraints.dependent(is_discrete=True, event_dim=0),
+        "input_lengths": given,
+        "target_lengths": given,
+        "blank": given,
     }
     counted = ("logits",)
     impossible = "there are fewer frames than labels and blanks between equal labels"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ppl_em.distributions.batching import Layout
-from ppl_em.distributions.constraints import padded_labels, square_simplex, table_simplex
+from ppl_em.distributions.constraints import given, padded_labels, square_simplex, table_simplex
 from ppl_em.distributions.generation import sample_sentences
 from ppl_em.distributions.log_partition import log_partition
 from ppl_em.distributions.pcfg_posterior import PCFGPosterior
@@ -64,7 +64,7 @@ class PCFG(StructuredDistribution):
         "root": table_simplex,
         "rules": constraints.independent(square_simplex, 1),
         "emissions": constraints.independent(table_simplex, 1),
-        "lengths": constraints.dependent(is_discrete=True, event_dim=0),
+        "lengths": given,
     }
     counted = ("root", "rules", "emissions")
     impossible = "the grammar cannot derive them"

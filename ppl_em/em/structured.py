@@ -1,8 +1,8 @@
 """The E-step of sites whose density sums over a hidden structure: expected counts, and Q in terms of them.
 
-The derivative of log Z by the log of a probability is the expected number of its uses, given value and outer latents.
-With the counts held fixed, Q is linear in the log-probabilities: tables have a closed form, networks take gradient
-steps that cost no further sum over structures.
+The derivative of log Z by the log of a probability is the expected number of its uses, given value and outer
+latents. With the counts held fixed, Q is linear in the log-probabilities: tables have a closed form, networks
+take gradient steps that cost no further sum over structures.
 
 Reference:
     Eisner, J. (2016). Inside-outside and forward-backward algorithms are just backprop.
@@ -10,7 +10,6 @@ Reference:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -24,10 +23,10 @@ from ppl_em.exact.engine import Weights
 from ppl_em.ir import Site
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.structured import batch_sizes, structured
-from ppl_em.trace.footprint import isolated
+from ppl_em.trace.argument_values import argument_values
 
-#: Expected counts by site and argument; each has the shape of the argument, its batch dimensions in the order of
-#: the site's ``dims + inner``.
+#: Expected counts by site and argument; each has the shape of the argument, its batch dimensions in the order
+#: of the site's ``dims + inner``.
 Counts = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -49,17 +48,13 @@ def distributions(
     found = {s.name: s.distribution(parameters) for s in sites if s.lowered}
     opaque = [s for s in sites if not s.lowered]
     if opaque:
-        runner = plan.program.runner
-        with isolated(runner.source.seed), warnings.catch_warnings():
-            records = runner.run(parameters)
+        values = argument_values(plan.program, parameters, [s.members[0] for s in opaque])
         for site in opaque:
-            record = records[site.members[0]]
-            peeled, scope = record.peeled, runner.scopes[site.members[0]]
-            arguments = {}
-            for name, tensor in peeled.arguments.items():
-                named = runner.layout.name_dims(record, tensor, peeled.event_dims[name], peeled.inner, scope)
-                arguments[name] = named_by_role(plan, site, named).align((*site.dims, *site.inner))
-            found[site.name] = peeled.family(**arguments, **peeled.options, validate_args=False)
+            order = (*site.dims, *site.inner)
+            named = {n: named_by_role(plan, site, f) for n, f in values[site.members[0]].items()}
+            arguments = {n: f.align(order) for n, f in named.items()}
+            assert site.family is not None
+            found[site.name] = site.family(**arguments, **site.options, validate_args=False)
     return found
 
 
@@ -143,9 +138,10 @@ def refuse_impossible(plan: Plan, parameters: Mapping[str, Tensor]) -> None:
         if not bool(bad.tensor.any()):
             continue
         where = [dict(zip(bad.dims, index, strict=True)) for index in bad.tensor.nonzero().tolist()]
+        count = f"{len(where)} of {bad.tensor.numel()} data"
         raise DataError(
             message(
-                f"{len(where)} of {bad.tensor.numel()} data have probability zero under {site.family.__name__}",
+                f"{count} have probability zero under {site.family.__name__}",
                 site=site.name,
                 value=_places(where),
                 why=site.family.impossible,

@@ -1,11 +1,11 @@
 """Starts for tables of hidden structures: symbols that are alike must not stay alike.
 
-With a uniform start every symbol of a grammar plays the same part and EM never tells them apart: it is a saddle. Zeros
-of a table are structure and stay zero.
+With a uniform start every symbol of a grammar plays the same part and EM never tells them apart: it is a
+saddle. Zeros of a table are structure and stay zero.
 
 Reference:
-    Lari, K. and Young, S. J. (1990). The estimation of stochastic context-free grammars using the inside–outside
-    algorithm. Computer Speech and Language 4.
+    Lari, K. and Young, S. J. (1990). The estimation of stochastic context-free grammars using the
+    inside–outside algorithm. Computer Speech and Language 4.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Reference:
     Baker, J. K. (1979). Trainable grammars for speech recognition.
-    Baum, L. E. and Eagon, J. A. (1967). An inequality with applications to statistical estimation for probabilistic
-    functions of Markov processes. Bulletin of the AMS 73.
+    Baum, L. E. and Eagon, J. A. (1967). An inequality with applications to statistical estimation for
+    probabilistic functions of Markov processes. Bulletin of the AMS 73.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tables(ClosedForm):
             if not bool(torch.as_tensor(self.constraints[name].check(value)).all()):
                 raise Refused(f"normalised counts would take '{name}' out of its constraint")
         if not self.verified:
-            self._verify(parameters, e, counts, new)
+            self._verify(parameters, e)
             self.verified = True
         return new
 
@@ -99,9 +99,12 @@ class Tables(ClosedForm):
                 found.append((name, argument, links))
         return found
 
-    def _verify(self, parameters: Parameters, e: EStep, counts: Counts, new: Parameters) -> None:
+    def _verify(self, parameters: Parameters, e: EStep) -> None:
         """Fisher's identity at the old tables, first-order conditions of Q at the new ones, and ascent."""
         names = list(self.update.parameters)
+        # Counts at these very parameters: others that feed the site may have moved since the E-step.
+        counts = expected_counts(self.plan, parameters, e.weights)
+        new = self._proposal(parameters, counts)
 
         def observed(values: Mapping[str, Tensor]) -> Tensor:
             return expected_log_joint(self.plan, self.sites, e.weights, values)

@@ -1,7 +1,7 @@
 """Observed sites whose density sums over a hidden structure: grammars, alignments.
 
-Such a site is an exact block of its own. Its tables of probabilities have a closed form, whatever else feeds the
-site: Q separates into one term for each table once the structure's expected counts are known.
+Such a site is an exact block of its own. Its tables of probabilities have a closed form, whatever else feeds
+the site: Q separates into one term for each table once the structure's expected counts are known.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def obstacle(name: str, sites: Sequence[Site]) -> str | None:
                     f"it reaches '{site.name}' through a computation that is not an element-by-element link"
                 )
             if any(k.transform.name not in CLOSED or k.slope is not None for k in links):
-                return f"'{argument_name}' of '{site.name}' is a function of it that expected counts do not maximise"
+                return f"'{argument_name}' is a function of it that normalised counts do not maximise"
         if not fed:
             return f"it reaches '{site.name}' other than through its arguments"
     return None

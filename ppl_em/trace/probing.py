@@ -91,7 +91,7 @@ def find_all_links(
     finally:
         for name, value in saved.items():
             parameters[name].module_tensor.data.copy_(value)  # type: ignore[union-attr]
-    for group in _alike(keys, sites, runs):
+    for group in _alike(keys, sites, runs, parameters):
         head = group[0]
         first, second = (run.probe(head) for run in runs)
         site = sites[head[0]]
@@ -107,12 +107,27 @@ def find_all_links(
     return links, _designs(affine, sites, parameters, enumeration) if affine else {}
 
 
-def _alike(keys: Sequence[Key], sites: Mapping[str, Site], runs: Sequence[ProbeRun]) -> list[list[Key]]:
+def _too_many_values(
+    site: Site, argument: str, values: Sequence[Tensor], parameters: Mapping[str, Parameter]
+) -> bool:
+    """Whether a table has more different elements than its sources: then it is no gather, and needs no derivatives."""
+    if site.family is None or not is_structured(site.family):
+        return False
+    elements = sum(parameters[n].init.numel() for n in site.arguments[argument].sources)
+    moved = values[0].detach()[values[0] != values[1]]
+    return moved.numel() > elements and moved.unique().numel() > elements
+
+
+def _alike(
+    keys: Sequence[Key], sites: Mapping[str, Site], runs: Sequence[ProbeRun], parameters: Mapping[str, Parameter]
+) -> list[list[Key]]:
     """Arguments grouped by what they are at both random settings: like ones have the same links."""
     groups: dict[Any, list[Key]] = {}
     for key in keys:
         values = [run.outputs.get(key) for run in runs]
         if any(v is None for v in values) or values[0].shape != values[1].shape:  # type: ignore[union-attr]
+            continue
+        if _too_many_values(sites[key[0]], key[1], values, parameters):  # type: ignore[arg-type]
             continue
         site = sites[key[0]]
         kind: tuple[Any, ...] = (site.family, key[1], site.arguments[key[1]].sources, tuple(values[0].shape))  # type: ignore[union-attr]
