@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +14,11 @@ from ppl_em.errors import PplEmError, message
 from ppl_em.exact.chain_posterior import ChainPosterior
 from ppl_em.exact.engine import BlockPosterior
 from ppl_em.ir import Factor, Latent
-from ppl_em.ir.factor import lookup
 from ppl_em.plan.plan import Plan
+from ppl_em.series import SeriesQueries, score
 
 
-class Posterior:
+class Posterior(SeriesQueries):
     """Exact posterior over the summed latents of a program at given parameters.
 
     Args:
@@ -41,7 +40,7 @@ class Posterior:
     def __init__(self, plan: Plan, parameters: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             factors = site_factors(plan, parameters)
-        self.plan = plan
+        self.plan, self._parameters = plan, parameters
         self._parameters = dict(parameters)
         self._factors = factors
         self._blocks: dict[int, BlockPosterior] = {}
@@ -84,7 +83,8 @@ class Posterior:
             A distribution of the site's own kind (Bernoulli, OneHotCategorical, else Categorical over positions in
             the support), batch shape that of the site's plates.
         """
-        return _distribution(self._latent(name), self.probabilities(name))
+        probs = self.probabilities(name)  # an unknown name is refused here
+        return _distribution(self._latent(name), probs)
 
     def probabilities(self, name: str) -> Tensor:
         """Posterior probabilities of a latent's values, (*plates, K)."""
@@ -189,7 +189,7 @@ class Posterior:
             block = entry.block
             joint = torch.zeros((), dtype=torch.float64)
             for site in block.sites:
-                joint = joint + _score(block, site.name, self._factors[site.name], chosen)
+                joint = joint + score(block, site, self._factors[site.name], chosen)
             total += float(
                 joint
                 - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum()
@@ -224,74 +224,33 @@ class Posterior:
             raise PplEmError(message(f"{kind} has no posterior", site=name, hint=f"defining {kind}.posterior(value)"))
         return distribution.posterior(value_of(sites[name]))
 
-    # chains --------------------------------------------------------------------------------------------------
-
-    def path(self, name: str) -> Any:
-        """Smoothed marginals along a chain: a Categorical of batch shape (*plates, T)."""
-        return dist.Categorical(probs=self._chain(name).path)
-
-    def filtered(self, name: str) -> Any:
-        """Marginals of each state given the observations up to it: a Categorical of batch shape (*plates, T)."""
-        return dist.Categorical(probs=self._chain(name).filtered)
-
-    def forecast(self, steps: int, name: str | None = None) -> Any:
-        """State probabilities after the last observation: a Categorical of batch shape (*plates, steps)."""
-        return dist.Categorical(probs=self._chain(name).forecast(steps))
-
-    def mode_path(self, name: str | None = None) -> Tensor:
-        """The most probable path, (*plates, T)."""
-        chain = self._chain(name)
-        chosen = chain.mode()
-        return torch.stack([chosen[z].tensor for z in chain.axis.states], -1)
-
-    def _chain(self, name: str | None) -> ChainPosterior:
-        for i, entry in enumerate(self.plan.blocks):
-            posterior = self._at(i)
-            matches = name is None or any(
-                z == name or re.fullmatch(re.escape(name) + r"[_\[]?\d+\]?", z) for z in entry.block.names
-            )
-            if matches and isinstance(posterior, ChainPosterior):
-                return posterior
-        raise PplEmError(
-            message(
-                "no chain of this name", site=name or "", hint="the family's name, e.g. 'z' for z_0, z_1, …"
-            )
-        )
-
-
-def _score(block: Any, site: str, factor: Factor, chosen: Mapping[str, Factor]) -> Tensor:
-    """Sum of a site's log-factor at chosen positions of its latents."""
-    entry = next(s for s in block.sites if s.name == site)
-    axis = block.axis
-    if axis is None:
-        value = lookup(factor, {z: chosen[z] for z in factor.dims if z in chosen})
-        return value.expand({p: block.sizes[p] for p in entry.plates}).tensor.double().sum()
-    times = block.times[site].tolist()
-    dims = (*block.plates, axis.time)
-    now = Factor(
-        torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates)), dims
-    )
-    index = {axis.now: now}
-    if axis.before in entry.scope:
-        before = torch.stack(
-            [chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates)
-        )
-        index[axis.before] = Factor(before, dims)
-    factor = factor if axis.time in factor.dims or axis.now not in factor.dims else factor
-    value = lookup(factor, {d: f for d, f in index.items() if d in factor.dims})
-    sizes = {p: block.sizes[p] for p in entry.plates}
-    return value.expand({**sizes, axis.time: len(times)} if len(times) > 1 else sizes).tensor.double().sum()
-
 
 def _distribution(latent: Latent, probs: Tensor) -> Any:
-    support = latent.support
-    assert support is not None
-    if (
-        latent.event_shape
-        and support.shape == (support.shape[0], support.shape[0])
-        and bool((support.sum(-1) == 1).all())
-    ):
+    support = latent.values
+    if latent.optional:  # given that it is reached
+        probs = probs[..., :-1]
+        probs = probs / probs.sum(-1, keepdim=True)
+    if latent.folded and support.dim() == 1 + latent.folded:
+        probs, support = _elementwise(probs, support)
+    square = support.dim() == 2 and support.shape[0] == support.shape[1]
+    if latent.event_shape and square and bool((support.sum(-1) == 1).all()):
         return dist.OneHotCategorical(probs=probs)
-    if not latent.event_shape and support.is_floating_point() and support.tolist() == [0.0, 1.0]:
+    if support.dim() == 1 and support.is_floating_point() and support.tolist() == [0.0, 1.0]:
         return dist.Bernoulli(probs=probs[..., 1])
     return dist.Categorical(probs=probs)
+
+
+def _elementwise(probs: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Marginals of the elements of a latent whose elements are summed jointly.
+
+    Args:
+        probs: (*plates, K) of the joint values.
+        support: (K, *folded).
+
+    Returns:
+        (*plates, *folded, V) and the V values of one element.
+    """
+    values = support.unique()
+    hot = (support.unsqueeze(-1) == values).to(probs.dtype)
+    flat = probs @ hot.reshape(len(support), -1)
+    return flat.reshape(*probs.shape[:-1], *hot.shape[1:]), values
