@@ -23,11 +23,6 @@ class ChainBuffers:
         """An array of undefined content with another's dtype and device; one name has one memory."""
         size = math.prod(shape)
         memory = self._memory.get(name)
-        if (
-            memory is None
-            or memory.numel() < size
-            or memory.dtype != like.dtype
-            or memory.device != like.device
-        ):
+        if memory is None or memory.numel() < size or memory.dtype != like.dtype or memory.device != like.device:
             memory = self._memory[name] = like.new_empty(size)
         return memory[:size].view(*shape)

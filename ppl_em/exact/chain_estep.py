@@ -11,7 +11,7 @@ from ppl_em.exact.chain_bounds import trusted
 from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_factors import ChainFactors, chain_factors
 from ppl_em.exact.chain_groups import ChainGroups, chain_groups, ungrouped_counts
-from ppl_em.exact.chain_layout import choose_layout
+from ppl_em.exact.chain_layout import choose_layout, put_rows
 from ppl_em.exact.chain_log_scan import log_messages
 from ppl_em.exact.chain_log_space import log_counts
 from ppl_em.exact.chain_recursions import Recursions
@@ -60,16 +60,9 @@ def expectations(
     log_z = log_obs.new_empty(log_obs.shape[:2], dtype=torch.float64)
     gamma = buffers.take("gamma", log_obs.shape, log_obs) if counts else None
     xi = torch.zeros_like(groups.log_trans) if counts else None
-    for rows, num_steps in groups.pieces():
-        part = groups.part(rows, num_steps, buffers)
-        if gamma is None or xi is None:
-            log_z[:, rows] = _scaled(part, trans, buffers, None, None)
-        elif isinstance(rows, slice):
-            log_z[:, rows] = _scaled(part, trans, buffers, gamma[:, rows], xi)
-        else:
-            sorted_gamma = buffers.take("sorted gamma", (1, len(rows), *gamma.shape[2:]), gamma)
-            log_z[:, rows] = _scaled(part, trans, buffers, sorted_gamma, xi)
-            gamma.index_copy_(1, rows, sorted_gamma)
+    for piece in groups.pieces():
+        part = groups.part(piece, buffers)
+        log_z[:, piece.rows] = _scaled(part, trans, buffers, piece.rows, gamma, xi)
     _repair(groups, log_z, gamma, xi)
     return Expectations(
         log_z.reshape(chain.batch_shape),
@@ -82,6 +75,7 @@ def _scaled(
     groups: ChainGroups,
     trans: ScaledTransitions,
     buffers: ChainBuffers,
+    rows: slice | Tensor,
     gamma: Tensor | None,
     xi: Tensor | None,
 ) -> Tensor:
@@ -91,7 +85,8 @@ def _scaled(
         groups: The chains, perhaps without padding.
         trans: Their transitions.
         buffers: Memory for the work arrays.
-        gamma: ``(G, N, T, K)`` to be filled with marginals, padding included, or None.
+        rows: Which of all chains they are.
+        gamma: ``(G, N, T, K)`` whose rows are to be filled with marginals, padding included, or None.
         xi: ``(G, T', K, K)`` to be added to, or None.
 
     Returns:
@@ -107,27 +102,31 @@ def _scaled(
         return log_z
     if bool(unsure.any()):
         run.leave_out(unsure, start)
-    weight = groups.weight
+    weight, active = groups.weight, groups.active
+    if active is not None and layout.num_blocks > 1:  # the first chains are not the first columns then
+        chains = torch.arange(num_chains, device=gamma.device)
+        weight, active = (chains.unsqueeze(-1) < chains.new_tensor(active[:num_steps])).unsqueeze(0), None
     if weight is not None:
         weight = layout.stack(weight.unsqueeze(-1), buffers, "weight", like=trans.into).squeeze(-2)
-    marginals, pairs = run.counts(start, backward_to_boundaries(run), weight)
-    layout.unstack(marginals, gamma[:, :, :num_steps])
+    marginals, pairs = run.counts(start, backward_to_boundaries(run), weight, active)
+    layout.unstack(marginals, gamma, rows)
     if trans.differ:
         pairs = layout.unstack_transitions(pairs)[1:]
     xi += pairs.movedim(0, 1)
     if num_steps < gamma.shape[2]:
-        _continue(gamma, num_steps, groups.log_trans[0, 0].exp(), buffers)
+        last = gamma[0, rows, num_steps - 1].T.contiguous()
+        ahead = _ahead(last, groups.log_trans[0, 0].exp(), gamma.shape[2] - num_steps, buffers)
+        put_rows(gamma[:, :, num_steps:], rows, ahead.permute(2, 0, 1).unsqueeze(0))
     return log_z
 
 
-def _continue(gamma: Tensor, num_steps: int, trans: Tensor, buffers: ChainBuffers) -> None:
-    """Fill the marginals ``gamma`` ``(1, N, T, K)`` of unobserved steps after the first ``num_steps``."""
-    last, into = gamma[0, :, num_steps - 1].T.contiguous(), trans.T.contiguous()
-    ahead = buffers.take("ahead", (gamma.shape[2] - num_steps, *last.shape), last)
+def _ahead(last: Tensor, trans: Tensor, num_steps: int, buffers: ChainBuffers) -> Tensor:
+    """Marginals ``(num_steps, K, N)`` of unobserved steps that follow the marginals ``last`` ``(K, N)``."""
+    into, ahead = trans.T.contiguous(), buffers.take("ahead", (num_steps, *last.shape), last)
     for message in ahead.unbind(0):
         torch.mm(into, last, out=message)
         last = message
-    gamma[0, :, num_steps:].copy_(ahead.permute(2, 0, 1))
+    return ahead
 
 
 def _repair(groups: ChainGroups, log_z: Tensor, gamma: Tensor | None, xi: Tensor | None) -> None:
@@ -136,9 +135,7 @@ def _repair(groups: ChainGroups, log_z: Tensor, gamma: Tensor | None, xi: Tensor
     if not bool(unsure.any()):
         return
     for group, chains in enumerate(unsure):
-        chain = chain_factors(
-            groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains]
-        )
+        chain = chain_factors(groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains])
         weight = None if groups.weight is None else groups.weight[group, chains]
         done = _in_log_space(chain, weight, gamma is not None)
         log_z[group, chains] = done.log_z

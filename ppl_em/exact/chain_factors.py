@@ -73,9 +73,7 @@ def chain_factors(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Chain
         )
     num_steps, num_states = log_obs.shape[-2:]
     if num_steps < 1 or num_states < 1:
-        raise DataError(
-            f"log_obs of shape {tuple(log_obs.shape)} has no steps or no states. Try T ≥ 1 and K ≥ 1."
-        )
+        raise DataError(f"log_obs of shape {tuple(log_obs.shape)} has no steps or no states. Try T ≥ 1 and K ≥ 1.")
     if log_init.shape[-1] != num_states or log_trans.shape[-2:] != (num_states, num_states):
         raise DataError(
             f"log_obs has {num_states} states but log_init has shape {tuple(log_init.shape)} and "

@@ -17,6 +17,22 @@ _FEWEST_COLUMNS = 256
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some of the chains, to be worked on at a time.
+
+    Attributes:
+        rows: Which: a slice, or positions if there is one group.
+        num_steps: How many of their steps matter if nothing is observed later.
+        active: How many of the chains, the first ones, have a transition that counts into each step; None where
+            weights say how often each counts.
+    """
+
+    rows: slice | Tensor
+    num_steps: int
+    active: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class ChainGroups:
     """Chains by the transition they share: ``G`` groups of ``N``.
 
@@ -25,21 +41,23 @@ class ChainGroups:
         log_trans: ``(G, T', K, K)``; ``T'`` is 1 or ``T - 1``.
         log_obs: ``(G, N, T, K)``.
         weight: ``(G, N, T)`` how often the transition into each step counts, or None for once.
+        active: As in `Piece`.
     """
 
     log_init: Tensor
     log_trans: Tensor
     log_obs: Tensor
     weight: Tensor | None
+    active: tuple[int, ...] | None = None
 
-    def part(self, rows: slice | Tensor, num_steps: int, buffers: ChainBuffers) -> ChainGroups:
-        """Some of the chains, without the steps from ``num_steps`` on if nothing is observed there.
+    def part(self, piece: Piece, buffers: ChainBuffers) -> ChainGroups:
+        """Some of the chains, without the steps that do not matter.
 
         Args:
-            rows: Which chains: a slice, or positions if there is one group.
-            num_steps: Of `pieces`.
+            piece: Of `pieces`.
             buffers: Memory for chains that do not lie together.
         """
+        rows, num_steps = piece.rows, piece.num_steps
         if isinstance(rows, Tensor):
             log_obs = buffers.take("rows", (1, len(rows), *self.log_obs.shape[2:]), self.log_obs)
             torch.index_select(self.log_obs[0], 0, rows, out=log_obs[0])
@@ -47,19 +65,28 @@ class ChainGroups:
             log_obs = self.log_obs[:, rows]
         if num_steps < log_obs.shape[2] and not bool(log_obs[:, :, num_steps:].any()):
             log_obs = log_obs[:, :, :num_steps]
-        weight = None if self.weight is None else self.weight[:, rows, : log_obs.shape[2]]
-        return ChainGroups(self.log_init[:, rows], self.log_trans, log_obs, weight)
+        weight = None
+        if self.weight is not None and piece.active is None:
+            weight = self.weight[:, rows, : log_obs.shape[2]]
+        return ChainGroups(self.log_init[:, rows], self.log_trans, log_obs, weight, piece.active)
 
-    def pieces(self) -> list[tuple[slice | Tensor, int]]:
-        """Which chains to work on at a time, and how many of their steps matter: padding may not."""
+    def pieces(self) -> list[Piece]:
+        """The chains in pieces; padded ones sorted by length, so that their padding can be left out."""
         num_groups, num_chains, num_steps, num_states = self.log_obs.shape
         size = max(_FEWEST_COLUMNS, _PIECE // (num_steps * num_states * num_groups))
         size = -(-num_chains // -(-num_chains // size))
         starts, lengths = range(0, num_chains, size), self._lengths()
-        if lengths is None:
-            return [(slice(i, i + size), num_steps) for i in starts]
+        if lengths is None or self.weight is None:
+            return [Piece(slice(i, i + size), num_steps) for i in starts]
         order = lengths.argsort(descending=True)
-        return [(order[i : i + size], int(lengths[order[i]])) for i in starts]
+        steps = torch.arange(num_steps, device=lengths.device)
+        alive = steps < lengths.unsqueeze(-1)
+        plain = bool((self.weight[0, :, 1:] == alive[:, 1:]).all())
+        pieces = []
+        for rows in (order[i : i + size] for i in starts):
+            active = tuple(alive[rows].sum(0).tolist()) if plain else None
+            pieces.append(Piece(rows, int(lengths[rows[0]]), active))
+        return pieces
 
     def _lengths(self) -> Tensor | None:
         """Steps ``(N)`` of each chain up to the last transition that counts; None where later may matter.

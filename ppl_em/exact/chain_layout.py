@@ -67,14 +67,15 @@ class Layout:
         blocks[rest:, ..., full] = 0.0
         return stacked
 
-    def unstack(self, stacked: Tensor, rows: Tensor) -> None:
-        """``(L, G', K, N')`` back into ``rows`` ``(G, N, T, K)``."""
+    def unstack(self, stacked: Tensor, out: Tensor, rows: slice | Tensor) -> None:
+        """``(L, G', K, N')`` back into the ``rows`` of ``out`` ``(G, N or more, T or more, K)``."""
         full, rest = self.num_blocks - 1, self.num_steps - (self.num_blocks - 1) * self.length
         blocks = self._blocks(stacked)
         if full:
-            head = rows[:, :, : full * self.length].unflatten(2, (full, self.length))
-            head.copy_(blocks[..., :full].permute(1, 3, 4, 0, 2))
-        rows[:, :, full * self.length :].copy_(blocks[:rest, ..., full].permute(1, 3, 0, 2))
+            head = out[:, :, : full * self.length].unflatten(2, (full, self.length))
+            put_rows(head, rows, blocks[..., :full].permute(1, 3, 4, 0, 2))
+        last = out[:, :, full * self.length : self.num_steps]
+        put_rows(last, rows, blocks[:rest, ..., full].permute(1, 3, 0, 2))
 
     @property
     def array_shape(self) -> tuple[int, int]:
@@ -123,6 +124,14 @@ class Layout:
         if self.as_groups:
             return total.unflatten(0, (self.num_groups, self.num_blocks)).sum(1)
         return total.unflatten(1, (self.num_chains, self.num_blocks)).sum(2)
+
+
+def put_rows(out: Tensor, rows: slice | Tensor, source: Tensor) -> None:
+    """Write ``source`` ``(G, N, ...)`` into the ``rows`` of the second dimension of ``out``."""
+    if isinstance(rows, slice):
+        out[:, rows].copy_(source)
+    else:
+        out.index_copy_(1, rows, source.to(out.dtype))
 
 
 def choose_layout(num_groups: int, num_chains: int, num_steps: int, steps_differ: bool) -> Layout:

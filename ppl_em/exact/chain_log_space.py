@@ -91,9 +91,7 @@ def log_counts(
     for a in range(1, chain.num_steps, length):
         b = min(a + length, chain.num_steps)
         onward = (backward[..., a:b, :] + chain.log_obs[..., a:b, :]).unsqueeze(-2)
-        pair = probabilities(
-            forward[..., a - 1 : b - 1, :].unsqueeze(-1) + chain.steps(a, b) + onward, (-2, -1)
-        )
+        pair = probabilities(forward[..., a - 1 : b - 1, :].unsqueeze(-1) + chain.steps(a, b) + onward, (-2, -1))
         if weight is not None:
             pair.mul_(weight[..., a:b, None, None])
         into = xi if chain.shared or xi.shape[-3] == 1 else xi[..., a - 1 : b - 1, :, :]

@@ -49,8 +49,8 @@ def _messages(chain: ChainFactors, backward: bool) -> tuple[Tensor, Tensor]:
     alpha = groups.log_obs.new_empty(groups.log_obs.shape)
     beta = torch.empty_like(alpha) if backward else alpha[..., :0]
     unsure = torch.empty(alpha.shape[:2], dtype=torch.bool, device=alpha.device)
-    for rows, num_steps in groups.pieces():
-        part = groups.part(rows, num_steps, buffers)
+    for piece in groups.pieces():
+        part, rows = groups.part(piece, buffers), piece.rows
         unsure[:, rows] = _piece(part, trans, buffers, alpha[:, rows], beta[:, rows])
     alpha.log_()
     beta.log_()
@@ -59,9 +59,7 @@ def _messages(chain: ChainFactors, backward: bool) -> tuple[Tensor, Tensor]:
     return alpha.reshape(shape), beta.reshape(shape) if backward else alpha[..., :0]
 
 
-def _piece(
-    groups: ChainGroups, trans: ScaledTransitions, buffers: ChainBuffers, alpha: Tensor, beta: Tensor
-) -> Tensor:
+def _piece(groups: ChainGroups, trans: ScaledTransitions, buffers: ChainBuffers, alpha: Tensor, beta: Tensor) -> Tensor:
     """Fill ``alpha`` and ``beta`` ``(G, N, T, K)``, and say which chains ``(G, N)`` cannot be trusted."""
     layout = choose_layout(alpha.shape[0], alpha.shape[1], alpha.shape[2], trans.differ)
     run = Recursions(scaled_chains(groups.log_init, trans, groups.log_obs, layout, buffers), buffers)
@@ -72,9 +70,9 @@ def _piece(
     if beta.shape[-1]:
         messages = buffers.take("beta", run.alpha.shape, run.alpha)
         run.backward(backward_to_boundaries(run), messages)
-        layout.unstack(messages.div_(messages.amax(-2, keepdim=True)), beta)
+        layout.unstack(messages.div_(messages.amax(-2, keepdim=True)), beta, slice(None))
     total = run.alpha.sum(-2, keepdim=True)
-    layout.unstack(run.alpha.div_(total), alpha)
+    layout.unstack(run.alpha.div_(total), alpha, slice(None))
     return unsure
 
 
@@ -83,9 +81,7 @@ def _repair(groups: ChainGroups, unsure: Tensor, alpha: Tensor, beta: Tensor) ->
     for group, chains in enumerate(unsure):
         if not bool(chains.any()):
             continue
-        chain = chain_factors(
-            groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains]
-        )
+        chain = chain_factors(groups.log_init[group, chains], groups.log_trans[group], groups.log_obs[group, chains])
         forward, backward, _ = log_messages(chain)
         alpha[group, chains] = forward.movedim(0, -2)
         if beta.shape[-1]:

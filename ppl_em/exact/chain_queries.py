@@ -95,8 +95,7 @@ def pairwise_between(log_init: Tensor, log_trans: Tensor, log_obs: Tensor, s: in
     chain = chain_factors(log_init, log_trans, log_obs)
     if not 0 <= s < t < chain.num_steps:
         raise DataError(
-            f"steps s={s} and t={t} of a chain with {chain.num_steps} steps. "
-            f"Try 0 ≤ s < t < {chain.num_steps}."
+            f"steps s={s} and t={t} of a chain with {chain.num_steps} steps. Try 0 ≤ s < t < {chain.num_steps}."
         )
     joint: Tensor | None = None
     for start, stop, earlier, kernel in posterior_chain(chain, *chain_messages(chain), s + 1, t + 1):
@@ -128,9 +127,7 @@ def entropy(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Tensor:
     """
     chain = chain_factors(log_init, log_trans, log_obs)
     forward, backward = chain_messages(chain)
-    total = (
-        torch.special.entr(probabilities(forward[..., 0, :] + backward[..., 0, :], (-1,))).double().sum(-1)
-    )
+    total = torch.special.entr(probabilities(forward[..., 0, :] + backward[..., 0, :], (-1,))).double().sum(-1)
     for _, _, earlier, kernel in posterior_chain(chain, forward, backward):
         total += (earlier * torch.special.entr(kernel).sum(-1)).double().sum((-2, -1))
     return total

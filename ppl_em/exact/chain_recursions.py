@@ -10,7 +10,7 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,8 +50,7 @@ class Recursions:
         )
         rescaled = {*range(0, length, chains.period), tail, length - 1}
         self.norms = [
-            torch.empty_like(message[..., 0, :]) if t in rescaled else None
-            for t, message in enumerate(self.obs)
+            torch.empty_like(message[..., 0, :]) if t in rescaled else None for t, message in enumerate(self.obs)
         ]
         self._first, self._last = chains.layout.block(0), chains.layout.block(-1)
         self._left_out: Tensor | None = None
@@ -159,7 +158,11 @@ class Recursions:
         return self._work[0]
 
     def counts(
-        self, start: Tensor | None, end: Tensor, weight: Tensor | None = None
+        self,
+        start: Tensor | None,
+        end: Tensor,
+        weight: Tensor | None = None,
+        active: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Expected counts, once `forward` has run; overwrites `alpha`.
 
@@ -167,6 +170,7 @@ class Recursions:
             start: As given to `forward`, zero before first blocks.
             end: Messages at the end of each block, those of last blocks zero.
             weight: ``(L, G, N)`` how often the transition into each step counts, or None for once.
+            active: How many of the chains, the first ones, have a transition that counts into each step, or None.
 
         Returns:
             ``(L, G, K, N)`` posterior marginals and ``(1 or L, G, K, K)`` expected transitions, rows the
@@ -183,6 +187,8 @@ class Recursions:
                 break
             if weighted is not None:
                 onward = torch.mul(onward, weighted[0][t].unsqueeze(-2), out=weighted[1])
+            if active is not None:
+                previous, onward = previous[..., : active[t]], onward[..., : active[t]]
             target = into[t if len(into) > 1 else 0]
             add(target, previous, onward.mT, out=target)
         return self.alpha, counts.mul_(self.chains.into.mT)

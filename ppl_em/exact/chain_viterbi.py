@@ -61,9 +61,7 @@ def _blocks(log_obs: Tensor, layout: Layout) -> Tensor:
     return blocks.flatten(1, 2).clone(memory_format=torch.contiguous_format)
 
 
-def _sweep(
-    log_trans: Tensor, log_obs: Tensor, start: Tensor, layout: Layout, before: Tensor | None = None
-) -> Tensor:
+def _sweep(log_trans: Tensor, log_obs: Tensor, start: Tensor, layout: Layout, before: Tensor | None = None) -> Tensor:
     """Run all blocks.
 
     Args:

@@ -10,6 +10,9 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,9 +41,20 @@ class ChainCounts:
     xi: Tensor
 
 
-def chain_log_z(
-    log_init: Tensor, log_trans: Tensor, log_obs: Tensor, *, differentiable: bool = False
-) -> Tensor:
+_ORDINARY: ContextVar[bool] = ContextVar("ordinary", default=False)
+
+
+@contextmanager
+def ordinary_operations() -> Iterator[None]:
+    """Inside, :func:`chain_log_z` uses ordinary operations throughout, which ``torch.func`` can vectorise."""
+    token = _ORDINARY.set(True)
+    try:
+        yield
+    finally:
+        _ORDINARY.reset(token)
+
+
+def chain_log_z(log_init: Tensor, log_trans: Tensor, log_obs: Tensor, *, differentiable: bool = False) -> Tensor:
     """Log of the summed weight of all state paths of a chain, differentiable to any order.
 
     The first derivative is one hand-written backward recursion. A derivative of the derivative
@@ -69,7 +83,7 @@ def chain_log_z(
         >>> log_init.grad  # nothing is observed: the posterior of the first state is its prior
         tensor([0.5000, 0.5000])
     """
-    if differentiable:
+    if differentiable or _ORDINARY.get():
         return generic_log_z(log_init, log_trans, log_obs)
     return _ChainLogZ.apply(log_init, log_trans, log_obs)  # type: ignore[no-any-return]
 
@@ -158,7 +172,5 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of log Z as a function that can itself be differentiated."""
     inputs = [factor for factor, want in zip(factors, wanted, strict=True) if want]
-    grads = iter(
-        torch.autograd.grad(generic_log_z(*factors), inputs, grad, create_graph=True, materialize_grads=True)
-    )
+    grads = iter(torch.autograd.grad(generic_log_z(*factors), inputs, grad, create_graph=True, materialize_grads=True))
     return tuple(next(grads) if want else None for want in wanted)

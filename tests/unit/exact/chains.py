@@ -31,9 +31,7 @@ def brute_force(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> tuple[T
     return log_z, gamma, torch.einsum("p,pti,ptj->tij", weight, one_hot[:, :-1], one_hot[:, 1:])
 
 
-def random_chain(
-    batch: tuple[int, ...], steps: int, states: int, trans: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_chain(batch: tuple[int, ...], steps: int, states: int, trans: str) -> tuple[Tensor, Tensor, Tensor]:
     """Random factors; ``trans`` names the sharing of the transition."""
     shape = {
         "shared": (states, states),

@@ -40,9 +40,7 @@ def test_counts_equal_enumeration(trans: str, batch: tuple[int, ...], steps: int
 def test_batch_dimensions_broadcast() -> None:
     init, trans, obs = torch.randn(3), torch.randn(4, 1, 1, 3, 3), torch.randn(6, 5, 3)
     counts = expected_counts(init, trans, obs)
-    assert (
-        counts.log_z.shape == (4, 6) and counts.gamma.shape == (4, 6, 5, 3) and counts.xi.shape == trans.shape
-    )
+    assert counts.log_z.shape == (4, 6) and counts.gamma.shape == (4, 6, 5, 3) and counts.xi.shape == trans.shape
     for i, j in itertools.product(range(4), range(6)):
         single = expected_counts(init, trans[i, 0, 0], obs[j])
         torch.testing.assert_close(counts.log_z[i, j], single.log_z, atol=BRUTE_FORCE, rtol=0)

@@ -31,9 +31,7 @@ def assert_equals_enumeration(factors: tuple[Tensor, Tensor, Tensor]) -> None:
     grads = torch.autograd.grad(chain_log_z(*leaves).sum(), leaves)
     slow = torch.autograd.grad(generic_log_z(*leaves).sum(), leaves, materialize_grads=True)
     torch.testing.assert_close(grads[2], gamma, atol=BRUTE_FORCE, rtol=0)
-    torch.testing.assert_close(
-        grads[0], gamma[..., 0, :].sum_to_size(factors[0].shape), atol=BRUTE_FORCE, rtol=0
-    )
+    torch.testing.assert_close(grads[0], gamma[..., 0, :].sum_to_size(factors[0].shape), atol=BRUTE_FORCE, rtol=0)
     torch.testing.assert_close(grads[1], counts.xi, atol=BRUTE_FORCE, rtol=0)
     for fast, plain in zip(grads, slow, strict=True):
         torch.testing.assert_close(fast, plain, atol=BRUTE_FORCE, rtol=0)

@@ -15,9 +15,7 @@ from tests.unit.exact.chains import TRANS, random_chain
 @pytest.mark.parametrize("trans", TRANS)
 @pytest.mark.parametrize("steps", [81, 89, 100])
 @pytest.mark.parametrize("magnitude", [1.0, 1e3, 1e5])
-def test_blocks_equal_the_whole(
-    trans: str, steps: int, magnitude: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_equal_the_whole(trans: str, steps: int, magnitude: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain_log_scan, "_FEWEST_STEPS", 50)
     for batch in [(), (2, 3)]:
         init, log_trans, obs = random_chain(batch, steps, 3, trans)

@@ -51,9 +51,7 @@ def no_log_space(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_log_space")
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("trans", TRANS)
-@pytest.mark.parametrize(
-    ("batch", "steps", "states"), [((), 1, 2), ((), 40, 3), ((5,), 33, 1), ((2, 3), 24, 4)]
-)
+@pytest.mark.parametrize(("batch", "steps", "states"), [((), 1, 2), ((), 40, 3), ((5,), 33, 1), ((2, 3), 24, 4)])
 def test_whole_chains(trans: str, batch: tuple[int, ...], steps: int, states: int, weighted: bool) -> None:
     factors = random_chain(batch, steps, states, trans)
     assert_twins(factors, torch.randn(*batch, steps) if weighted else None)
@@ -123,6 +121,22 @@ def test_padding(columns: int, stochastic: bool, observed: bool, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_log_space")
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("plain", [False, True])
+def test_padding_with_weights(plain: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_groups, "_PIECE", 300)
+    monkeypatch.setattr(chain_groups, "_FEWEST_COLUMNS", 3)
+    if blocks:
+        in_blocks(monkeypatch, 30, 10)
+    init, trans, obs = random_chain((7,), 90, 3, "shared")
+    lengths = torch.tensor([50, 85, 1, 37, 37, 90, 12])
+    alive = torch.arange(90) < lengths.unsqueeze(-1)
+    obs = obs.masked_fill(~alive.unsqueeze(-1), 0.0)
+    weight = alive.to(obs.dtype) if plain else torch.randn(7, 90) * alive
+    assert_twins((init, trans.log_softmax(-1), obs), weight)
+
+
+@pytest.mark.usefixtures("no_log_space")
 def test_unnormalised_transitions_of_any_magnitude() -> None:
     init, trans, obs = random_chain((4,), 30, 3, "steps")
     for shift in (-3000.0, 700.0):
@@ -182,18 +196,14 @@ def test_impossible_and_rare_transitions(kind: str, trans: str, weighted: bool) 
 @pytest.mark.usefixtures("no_log_space")
 @pytest.mark.parametrize("trans", TRANS)
 @pytest.mark.parametrize("kind", ["left to right", "banded", "rare"])
-def test_impossible_and_rare_transitions_in_blocks(
-    kind: str, trans: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_impossible_and_rare_transitions_in_blocks(kind: str, trans: str, monkeypatch: pytest.MonkeyPatch) -> None:
     in_blocks(monkeypatch, 60, 12)
     assert_twins(sparse_chain((2, 3), 103, kind, trans), torch.rand(2, 3, 103))
 
 
 @pytest.mark.parametrize("blocks", [1, 8])
 @pytest.mark.parametrize("trans", TRANS)
-def test_log_space_decides_where_too_much_was_lost(
-    trans: str, blocks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_space_decides_where_too_much_was_lost(trans: str, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two states that never mix; the one that falls out of sight wins in one chain of three."""
     in_blocks(monkeypatch, 3 * blocks, 10)
     decided = []
@@ -220,3 +230,9 @@ def test_float32_uses_the_range_of_float64_where_transitions_are_rare() -> None:
     assert ours.gamma.dtype == ours.xi.dtype == torch.float32
     torch.testing.assert_close(ours.log_z, wide.log_z, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours.gamma.double(), wide.gamma, rtol=0, atol=1e-7)
+    alive = torch.arange(50) < torch.tensor([[20], [50], [33]])
+    trans, obs = trans.double().log_softmax(-1).float(), obs.masked_fill(~alive.unsqueeze(-1), 0.0)
+    ours = expected_counts(init, trans, obs, alive)
+    wide = expected_counts(init.double(), trans.double(), obs.double(), alive)
+    torch.testing.assert_close(ours.gamma.double(), wide.gamma, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.xi.double(), wide.xi, rtol=1e-6, atol=1e-6)
