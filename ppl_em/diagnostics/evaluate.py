@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ppl_em.diagnostics.coordinates import Coordinates
 from ppl_em.em.e_step import objective
-from ppl_em.exact.chain import Chain, chain_tensors
-from ppl_em.exact.forward_backward import chain_log_z
-from ppl_em.ir import Factor
-from ppl_em.ir.block import Block
+from ppl_em.exact.forward_backward import ordinary_operations
 from ppl_em.per_datum import contributions
 from ppl_em.plan.plan import Plan
 
@@ -35,29 +31,15 @@ def _by_datum(plan: Plan, values: Mapping[str, Tensor]) -> Tensor:
     return contributions(plan, values).reshape(-1)
 
 
-class _PlainChain(Chain):
-    """Forward recursion in ordinary operations, which ``torch.func`` can vectorise."""
-
-    def log_z(self, block: Block, factors: Mapping[str, Factor]) -> Factor:
-        chain = chain_tensors(block, factors)
-        total = chain_log_z(chain.init, chain.trans, chain.obs, differentiable=True)
-        return Factor(total.expand([block.sizes[p] for p in block.plates]), block.plates)
-
-
-def _transformable(plan: Plan) -> Plan:
-    blocks = tuple(replace(b, engine=_PlainChain()) if type(b.engine) is Chain else b for b in plan.blocks)
-    return replace(plan, blocks=blocks)
-
-
 @torch.no_grad()
 def _map(plan: Plan, coordinates: Coordinates, points: Tensor, function: Callable[[Plan, Mapping[str, Tensor]], Tensor]) -> Tensor:
     """A function of constrained values over rows of coordinates: vectorised where the program admits it."""
     if not coordinates.modules and all(s.lowered for s in plan.sites()):
         largest = max((b.bytes / 8 for b in plan.blocks), default=1e5)
         chunk = max(1, min(len(points), int(CHUNK_ELEMENTS / max(largest, 1.0))))
-        plan = _transformable(plan)
         try:
-            return torch.func.vmap(lambda u: function(plan, coordinates.values(u)), chunk_size=chunk)(points)
+            with ordinary_operations():
+                return torch.func.vmap(lambda u: function(plan, coordinates.values(u)), chunk_size=chunk)(points)
         except (RuntimeError, NotImplementedError):
             pass  # an operation that cannot be vectorised: one point after the other
     rows = []

@@ -72,7 +72,7 @@ def test_a_rule_corrupted_by_one_percent_is_refused_or_fails(
     result = ppl_em.fit(model, x, init="params")
     found = outcomes(result)
     if verified:
-        assert result.plan.rule_of("loc") == "gradient" and found["stationary"].ok
+        assert result.plan.rule_of("loc") != "closed form" and found["stationary"].ok
     else:
         assert result.plan.rule_of("loc") == "closed form"
         assert found["stationary"].outcome is Outcome.FAIL
