@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from ppl_em.arguments import as_tensors, column_names
 from ppl_em.errors import DataError, ModelError, NotAvailableYet, PlanError, message
 from ppl_em.ir import Factor, Program
+from ppl_em.ir.verify import verify_block, verify_program
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.mstep import weighted_mle
 from ppl_em.plan.plan import Plan, make_plan
@@ -86,9 +87,8 @@ def pose(
         raise ModelError(message("the model is not callable", value=type(model).__name__, hint="fit(model, *args)"))
     em, svi, auto, kind = settings_of(method)
     if em.globals == "variational":
-        raise NotAvailableYet(
-            message('EM(globals="variational") is not available yet', hint='method="svi", or globals="point"')
-        )
+        hint = 'method="svi", or globals="point"'
+        raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint=hint))
     kwargs = dict(model_kwargs or {})
     position = find_loader(args)
     loader = None if position is None else (position, args[position])
@@ -105,28 +105,29 @@ def pose(
     own = {n: v for n, v in values.items() if n not in guide_values}
     guided: tuple[str, ...] = tracing.pop("guided", ())
     frozen = tuple(n for n in names if n not in guide_values)
-    program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
-    _check_values(program, own)
     chosen = "svi" if guide is not None or loader is not None else kind
-    given = None
-    if weights is not None:
-        given = torch.as_tensor(as_tensors(weights))
-        program = weighted(program, weights)
-    options: dict[str, Any] = {"max_bytes": budget, "method": chosen, "guided": guided}
-    plan = make_plan(program, em.engines or engines, rule_lookup, **options)
-    if plan.method == "svi" and program.axes:
+    given = None if weights is None else torch.as_tensor(as_tensors(weights))
+
+    def planned(source: Source) -> Plan:
+        program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
+        _check_values(program, own)
+        program = verify_program(program if given is None else weighted(program, given))
+        options: dict[str, Any] = {"max_bytes": budget, "method": chosen, "guided": guided}
+        return make_plan(program, em.engines or engines, rule_lookup, **options)
+
+    plan = planned(source)
+    if plan.method == "svi" and plan.program.axes:
         # Gradient steps run the program step by step: a time axis is unrolled.
         source = replace(source, time=None)
-        program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
-        program = program if weights is None else weighted(program, weights)
-        plan = make_plan(program, em.engines or engines, rule_lookup, **options)
-    start = {n: p.init for n, p in program.parameters.items()}
+        plan = planned(source)
+    for entry in plan.blocks:
+        verify_block(entry.block, plan.program.parameters)
     return Problem(
         source,
         plan,
         em,
         svi,
-        start,
+        {n: p.init for n, p in plan.program.parameters.items()},
         init,
         seed,
         column_names(args, kwargs),
