@@ -55,11 +55,12 @@ def named_by_role(plan: Plan, site: Site, factor: Factor) -> Factor:
     """An opaque member of a chain: its latents' dimensions under the names of their roles."""
     for entry in plan.blocks:
         axis = entry.block.axis
-        if axis is None or not any(s is site for s in entry.block.sites):
+        stacked = axis is not None or entry.block.slices is not None
+        if not stacked or not any(s is site for s in entry.block.sites):
             continue
         original = plan.program.sites[site.members[0]].scope
         renamed = dict(zip(original, site.scope, strict=True))
-        if axis.plate is not None:
+        if axis is not None and axis.plate is not None:
             renamed[axis.plate] = axis.time
         return Factor(factor.tensor, tuple(renamed.get(d, d) for d in factor.dims))
     return factor

@@ -16,6 +16,7 @@ from torch.distributions import SoftmaxTransform, transform_to
 from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import Machine
 from ppl_em.em.updates import ClosedForm, Parameters
+from ppl_em.exact.chain_slices import slices_of
 from ppl_em.exact.engine import Weights
 from ppl_em.ir import Factor, Site
 from ppl_em.ir.block import Block
@@ -85,7 +86,9 @@ def _block_weights(
     """Expected weights of a block whose observations are replaced by soft cluster labels."""
     stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
     unary = _labelled_site(block)
-    if unary is not None:
+    if block.slices is not None:
+        stand_in.update(_sliced_labels(block, generator, kind))
+    elif unary is not None:
         site, state, dims = unary
         labels = _labels(block, site, dims, state, generator, kind)
         stand_in[site.name] = _soft(labels, state, block.sizes[state], dims)
@@ -98,6 +101,30 @@ def _block_weights(
             soft = _soft(labels, state, latent.cardinality, latent.plates)
             stand_in[own.name] = stand_in[own.name] + soft if block.axis is None else soft
     return engine.expected(block, stand_in).weights  # type: ignore[attr-defined]
+
+
+def _sliced_labels(block: Block, generator: torch.Generator, kind: str) -> dict[str, Factor]:
+    """Soft labels for a chain of several latents: by the data where these belong to one latent alone, else random."""
+    slices = block.slices
+    assert slices is not None
+    dims, done, labels = (*slices.plates, slices.time), set(), {}
+    shape = [block.sizes[d] for d in dims]
+    for site in block.sites:
+        if site.role != "observed" or site.name not in block.times or not _full(block, site):
+            continue
+        alone = len(site.scope) == 1 and set(dims) <= set(site.value.dims)
+        for dim in set(slices.now) & set(site.scope) - done:
+            size = block.sizes[dim]
+            own = _labels(block, site, dims, dim, generator, kind) if alone else None
+            found = torch.randint(size, shape, generator=generator) if own is None else own
+            soft = _soft(found, dim, size, dims)
+            labels[site.name] = labels[site.name] + soft if site.name in labels else soft
+            done.add(dim)
+    for z in slices.outer:
+        latent = block.latent(z)
+        found = torch.randint(latent.cardinality, [block.sizes[p] for p in latent.plates], generator=generator)
+        labels[z] = _soft(found, z, latent.cardinality, latent.plates)
+    return labels
 
 
 def _labelled_site(block: Block) -> tuple[Site, str, tuple[str, ...]] | None:
@@ -145,7 +172,9 @@ def _labels(
 
 
 def _full(block: Block, site: Site) -> bool:
-    return block.axis is None or len(block.times[site.name]) == block.sizes[block.axis.time]
+    if site.name not in block.times:
+        return True
+    return len(block.times[site.name]) == block.sizes[slices_of(block).time]
 
 
 def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:

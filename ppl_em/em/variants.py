@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.e_step import EStep, site_factors
+from ppl_em.exact.chain_slices import positions, slices_of
 from ppl_em.exact.engine import Weights, count_weights
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
@@ -46,14 +47,11 @@ def assignment_weights(block: Block, chosen: Mapping[str, Factor]) -> dict[str, 
     """
     result = {}
     for site in block.sites:
-        if block.axis is not None:
-            hot = _chain_indicator(block, site.name, site.scope, chosen)
-        else:
-            hot = Factor(torch.ones(()), ())
-            for z in site.scope:
-                hot = hot * _one_hot(chosen[z], z, block.sizes[z])
+        hot = Factor(torch.ones(()), ())
+        for dim, position in positions(block, site, chosen).items():
+            hot = hot * _one_hot(position, dim, block.sizes[dim])
         weights = count_weights(block, site, hot)
-        time = None if block.axis is None else block.axis.time
+        time = slices_of(block).time if site.name in block.times else None
         if time is not None and time in weights.dims and time not in site.dims:
             result[site.name] = Weights(weights.sum([time]), frozenset([time]))
         else:
@@ -64,20 +62,3 @@ def assignment_weights(block: Block, chosen: Mapping[str, Factor]) -> dict[str, 
 def _one_hot(position: Factor, name: str, size: int) -> Factor:
     hot = torch.nn.functional.one_hot(position.tensor, size).to(torch.get_default_dtype())
     return Factor(hot, (*position.dims, name))
-
-
-def _chain_indicator(block: Block, name: str, scope: tuple[str, ...], chosen: Mapping[str, Factor]) -> Factor:
-    axis = block.axis
-    assert axis is not None
-    times = block.times[name].tolist()
-    size = block.sizes[axis.now]
-    now = torch.stack([chosen[axis.states[t]].align(block.plates) for t in times], len(block.plates))
-    indicator = _one_hot(Factor(now, (*block.plates, axis.time)), axis.now, size)
-    if axis.before in scope:
-        before = torch.stack(
-            [chosen[axis.states[t - 1]].align(block.plates) for t in times], len(block.plates)
-        )
-        indicator = indicator * _one_hot(Factor(before, (*block.plates, axis.time)), axis.before, size)
-    if len(times) == 1:
-        indicator = indicator.reduce([axis.time], lambda t, dims: t.squeeze(dims))
-    return indicator

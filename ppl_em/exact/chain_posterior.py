@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ppl_em.errors import EngineError, message
 from ppl_em.exact import chain_queries
 from ppl_em.exact.chain_paths import sample_paths, viterbi
 from ppl_em.exact.forward_backward import chain_log_z, expected_counts
@@ -43,18 +44,45 @@ class ChainPosterior:
         """(*plates, T, K) probabilities of each state given the observations so far."""
         return chain_queries.filtered(*self._chain)
 
+    @property
+    def predicted(self) -> Tensor:
+        """(*plates, T, K) probabilities of each state given the observations before its step."""
+        init, trans, _ = self._chain
+        later = self.filtered[..., :-1, :].unsqueeze(-2) @ trans.exp()
+        first = torch.softmax(init, -1).expand(*later.shape[:-3], 1, init.shape[-1])
+        return torch.cat([first, later.squeeze(-2)], -2)
+
+    @property
+    def evidence(self) -> Tensor:
+        """(*plates, T) log-density of each step's observations given those before."""
+        init, _, obs = self._chain
+        predicted = self.predicted.log()
+        predicted[..., 0, :] = init
+        return (predicted + obs).logsumexp(-1)
+
     def forecast(self, steps: int) -> Tensor:
         """(*plates, steps, K) state probabilities after the last observation.
 
         Raises:
-            ValueError: the transitions vary over time, so that there are none for the future.
+            EngineError: the transitions vary over time, so that there are none for the future.
         """
-        init, trans, obs = self._chain
-        if trans.dim() != 2:
-            raise ValueError(
-                "transitions that vary over time say nothing about steps after the last observation"
+        trans = self._chain[1]
+        if trans.dim() > 2 and trans.shape[-3] != 1:
+            raise EngineError(
+                message("transitions that vary over time say nothing about later steps", site=self.axis.states[-1])
             )
         return chain_queries.forecast(self.filtered[..., -1, :], trans.exp(), steps)
+
+    def ahead(self, steps: int) -> Factor:
+        """As :meth:`forecast`, by plates, ``@ahead`` and the current state's dimension."""
+        return Factor(self.forecast(steps), (*self.block.plates, "@ahead", self.axis.now))
+
+    def k_best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The most probable paths, (k, *plates, T), best first, and their log posterior probabilities (k, *plates)."""
+        paths, weights = chain_queries.k_best(*self._chain, k)
+        shape = [self.block.sizes[p] for p in self.block.plates]
+        paths = paths.expand(*shape, *paths.shape[-2:])
+        return paths.movedim(-2, 0), (weights.expand(*shape, k) - self.log_z.tensor.unsqueeze(-1)).movedim(-1, 0)
 
     def marginal(self, name: str) -> Factor:
         """Smoothed marginal of one state."""

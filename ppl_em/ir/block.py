@@ -9,6 +9,7 @@ import torch
 
 from ppl_em.ir.factor import Factor
 from ppl_em.ir.graph import Latent, Site
+from ppl_em.ir.slices import Slices
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Block:
         times: for a chain, the steps at which each site acts (of its current state).
         alive: elements of each latent that have an observed descendant, by plates; absent where all have. Others
             sum to one and do not count in the M-step.
+        slices: for a chain of several latents at each step, how they are grouped.
     """
 
     latents: tuple[Latent, ...]
@@ -55,6 +57,7 @@ class Block:
     axis: Axis | None = None
     times: Mapping[str, torch.Tensor] = field(default_factory=dict)
     alive: Mapping[str, Factor] = field(default_factory=dict)
+    slices: Slices | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,9 +70,10 @@ class Block:
 
     def site_sizes(self, site: Site) -> dict[str, int]:
         """Size of every named dimension as one site has it: a stack may act at some steps of a chain only."""
-        if self.axis is None:
+        time = self.axis.time if self.axis is not None else self.slices.time if self.slices is not None else None
+        if time is None or site.name not in self.times:
             return dict(self.sizes)
-        return {**self.sizes, self.axis.time: len(self.times[site.name])}
+        return {**self.sizes, time: len(self.times[site.name])}
 
     def count_weights(self, site: Site) -> Factor | None:
         """Weight of each element of a site in expected counts: 0 for latent elements without observed descendants."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ppl_em.ir.block import Block
     from ppl_em.plan.plan import BlockPlan, Plan
     from ppl_em.plan.structured import StructuredSite
 
@@ -62,6 +63,8 @@ def render_html(plan: Plan) -> str:
 
 
 def _headline(plan: Plan) -> str:
+    if plan.method == "svi" and not plan.approximated:
+        return "gradient ascent of the exact objective" + (" (every latent is summed)" if plan.blocks else "")
     if plan.approximated:
         return "variational inference" + (" with some latents summed exactly" if plan.blocks else "")
     if plan.blocks or plan.structured:
@@ -75,6 +78,8 @@ def _block(entry: BlockPlan) -> list[str]:
     plates = [f"{p}={block.sizes[p]}" for p in block.plates]
     over = f" for each of {' × '.join(plates)}" if plates else ""
     lines = [f"  {entry.engine.name:<10} sum out {latents}{over}"]
+    if block.slices is not None:
+        lines.append(f"             {_grouping(block)}")
     lines.append(f"             predicted {_si(entry.flops)}flop, {_si(entry.bytes)}B per E-step")
     sites = ", ".join(_stack_name(s.members) for s in block.sites)
     lines.append(f"             factors {sites}")
@@ -94,11 +99,32 @@ def _structured(entry: StructuredSite) -> list[str]:
     ]
 
 
+def _grouping(block: Block) -> str:
+    """How the latents of a chain are grouped, in words."""
+    slices = block.slices
+    assert slices is not None
+    states = math.prod(block.sizes[slices.now[i]] for i in slices.linked)
+    text = f"one chain of {len(slices.table)} joint states, {states} values each"
+    if slices.history > 1:
+        text += f", over {slices.history} steps"
+    if slices.private:
+        text += f"; {', '.join(slices.now[i].split('#')[0].rstrip('_') for i in sorted(slices.private))} summed within steps"
+    if slices.outer:
+        text += f"; for each value of {', '.join(slices.outer)}"
+    return text
+
+
 def _latent_sizes(entry: BlockPlan) -> list[tuple[str, int]]:
     block = entry.block
     if block.axis is not None:
         states = block.axis.states
         return [(f"{states[0]}…{states[-1]} (T={len(states)}) K", block.latents[0].cardinality)]
+    slices = block.slices
+    if slices is not None:
+        chained = [
+            (f"{_stack_name(f)} (T={len(f)}) K", block.latent(f[0]).cardinality) for f in slices.families.values()
+        ]
+        return [*chained, *((z, block.latent(z).cardinality) for z in slices.outer)]
     return [(z.name, z.cardinality) for z in block.latents]
 
 

@@ -12,6 +12,7 @@ from ppl_em.ir import Latent, Program, Site, TimeAxis
 from ppl_em.ir.block import Block
 from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
+from ppl_em.plan.slicing import slice_block
 from ppl_em.plan.stacking import chain_order, stack_chain
 from ppl_em.plan.structure import find_blocks
 from ppl_em.plan.structured import StructuredSite, describe, structured
@@ -239,7 +240,7 @@ def make_plan(
         name = next(iter(approximated))
         raise PlanError(message("exact EM cannot be had", site=name, why=reasons[name], hint='method="svi" or "auto"'))
     found, plain = find_blocks(program, guided)
-    blocks = tuple(_choose(block, engines, max_bytes, axis_of(program, block)) for block in found)
+    blocks = tuple(_choose(block, engines, max_bytes, axis_of(program, block), not approximated) for block in found)
     sites = [s for b in blocks for s in b.block.sites] + plain
     updates = choose_rules(program, sites, lookup)
     charts = tuple(describe(program, s, n, max_bytes) for s, n in _sized(program, blocks, plain) if structured(s))
@@ -261,11 +262,13 @@ def _approximation(program: Program, latent: Latent) -> tuple[str, str]:
     return "variational", f"it is continuous and {where}, outside the data plates: a distribution of its own"
 
 
-def _choose(block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None) -> BlockPlan:
+def _choose(block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None, slicing: bool = True) -> BlockPlan:
     if axis is not None:
         block = stack_axis(block, axis) or block
     order = chain_order(block) if block.axis is None else None
     stacked = stack_chain(block, order) if order is not None else None
+    if stacked is None and block.axis is None and slicing:
+        stacked = slice_block(block)
     rejected: list[tuple[str, str]] = []
     for engine in engines:
         candidate = stacked if stacked is not None and engine.reject(block) is not None else block

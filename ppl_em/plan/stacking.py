@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_em.ir import Argument, Factor, Link, Site
 from ppl_em.ir.block import Axis, Block
+from ppl_em.ir.design import Design
 
 
 def chain_order(block: Block) -> list[str] | None:
@@ -49,41 +50,68 @@ def stack_chain(block: Block, order: Sequence[str]) -> Block:
     """The block with its sites renamed to roles (now, before) and like sites stacked over time."""
     position = {z: t for t, z in enumerate(order)}
     axis = Axis(tuple(order), f"{order[0]}@time", f"{order[0]}@now", f"{order[0]}@before")
-    groups: dict[Any, list[tuple[int, Site]]] = {}
-    seen: dict[Any, int] = {}
+    entries = []
     for site in block.sites:
         time = max(position[z] for z in site.scope)
-        renamed = _rename(site, position, time, axis)
-        key = _signature(renamed, site) if site.lowered else ("opaque", site.name)
-        turn = seen.get((key, time), 0)
-        seen[key, time] = turn + 1
-        groups.setdefault((key, turn), []).append((time, renamed))
-    sites, times, alive = [], {}, {}
-    for members in groups.values():
-        members.sort(key=lambda item: item[0])
-        stacked = _stack([s for _, s in members], axis)
-        sites.append(stacked)
-        times[stacked.name] = torch.tensor([t for t, _ in members])
-        if stacked.role == "latent":
-            mask = _stack_alive([block.alive.get(n) for n in stacked.members], axis)
-            if mask is not None:
-                alive[stacked.name] = mask
+        entries.append((time, _rename(site, position, time, axis), site))
+    sites, times, alive = stack_sites(block, entries, axis.time)
     steps = len(order)
     cardinality = block.latents[0].cardinality
     sizes = {**block.sizes, axis.time: steps, axis.now: cardinality, axis.before: cardinality}
     return replace(block, sites=tuple(sites), axis=axis, times=times, alive=alive, sizes=sizes)
 
 
+def stack_sites(
+    block: Block, entries: Iterable[tuple[int, Site, Site]], time: str
+) -> tuple[list[Site], dict[str, Tensor], dict[str, Factor]]:
+    """Sites with their dimensions renamed to roles, like ones stacked along time.
+
+    Args:
+        block: tells which elements are alive.
+        entries: (step, renamed site, the site as it was).
+        time: name of the time dimension.
+
+    Returns:
+        Stacked sites, the steps of each, and which elements of stacked latents are alive.
+    """
+    groups: dict[Any, list[tuple[int, Site]]] = {}
+    seen: dict[Any, int] = {}
+    for step, renamed, site in entries:
+        key = _signature(renamed, site) if site.lowered else ("opaque", site.name)
+        turn = seen.get((key, step), 0)
+        seen[key, step] = turn + 1
+        groups.setdefault((key, turn), []).append((step, renamed))
+    sites, times, alive = [], {}, {}
+    for members in groups.values():
+        members.sort(key=lambda item: item[0])
+        stacked = _stack([s for _, s in members], time)
+        sites.append(stacked)
+        times[stacked.name] = torch.tensor([t for t, _ in members])
+        if stacked.role == "latent":
+            mask = _stack_alive([block.alive.get(n) for n in stacked.members], time)
+            if mask is not None:
+                alive[stacked.name] = mask
+    return sites, times, alive
+
+
 def _rename(site: Site, position: Mapping[str, int], time: int, axis: Axis) -> Site:
-    names = {z: axis.now if position[z] == time else axis.before for z in site.scope}
+    return rename_dims(site, {z: axis.now if position[z] == time else axis.before for z in site.scope})
+
+
+def rename_dims(site: Site, names: Mapping[str, str]) -> Site:
+    """A site with its dimensions under other names; inner ones get names that all steps share."""
+    names = dict(names)
     prefix = f"{site.name}_"
     names.update({d: f"@{d.removeprefix(prefix)}" for d in site.inner})
 
     def named(factor: Factor) -> Factor:
         return Factor(factor.tensor, tuple(names.get(d, d) for d in factor.dims))
 
-    arguments = {n: replace(a, value=named(a.value)) for n, a in site.arguments.items()}
-    scope = tuple(names[z] for z in site.scope)
+    arguments = {
+        n: replace(a, value=named(a.value), design=None if a.design is None else _rename_design(a.design, names))
+        for n, a in site.arguments.items()
+    }
+    scope = tuple(names.get(z, z) for z in site.scope)
     return replace(
         site,
         scope=scope,
@@ -96,9 +124,31 @@ def _rename(site: Site, position: Mapping[str, int], time: int, axis: Axis) -> S
     )
 
 
+def _design_signature(design: Design) -> Any:
+    """Designs of the same signature differ in their covariates only."""
+    index = (tuple(design.index.shape), design.index.cpu().numpy().tobytes())
+    shared = len(design.features) == 1
+    form = (design.cells, design.data, design.shape, design.transform.name, shared, design.offset is None)
+    return (design.parameters, index, form)
+
+
+def _rename_design(design: Design, names: Mapping[str, str]) -> Design:
+    return replace(
+        design,
+        cells=tuple(names.get(d, d) for d in design.cells),
+        data=tuple(names.get(d, d) for d in design.data),
+    )
+
+
 def _signature(site: Site, original: Site) -> Any:
     arguments = tuple(
-        (n, a.value.dims, tuple(a.value.tensor.shape), tuple((k.parameter, k.transform.name, k.slope is None) for k in a.links))
+        (
+            n,
+            a.value.dims,
+            tuple(a.value.tensor.shape),
+            tuple((k.parameter, k.transform.name, k.slope is None) for k in a.links),
+            None if a.design is None else _design_signature(a.design),
+        )
         for n, a in sorted(site.arguments.items())
     )
     value = (site.value.dims, tuple(site.value.tensor.shape), site.value.tensor.dtype)
@@ -107,28 +157,30 @@ def _signature(site: Site, original: Site) -> Any:
     return (site.role, site.scope, site.plates, site.inner, site.family, arguments, value, mask, options, len(original.scope))
 
 
-def _stack(members: list[Site], axis: Axis) -> Site:
+def _stack(members: list[Site], time: str) -> Site:
     first = members[0]
     names = tuple(n for s in members for n in s.members)
     if len(members) == 1:
         return replace(first, members=names)
-    arguments = {n: _stack_argument([s.arguments[n] for s in members], axis) for n in first.arguments}
-    value = _stack_factor([s.value for s in members], axis)
-    mask = None if first.mask is None else _stack_factor([s.mask for s in members if s.mask is not None], axis)
-    varies = any(axis.time in f.dims for f in (value, *(a.value for a in arguments.values()), *([mask] if mask else [])))
-    dims = first.scope + ((axis.time,) if varies else ()) + first.plates
+    arguments = {n: _stack_argument([s.arguments[n] for s in members], time) for n in first.arguments}
+    value = _stack_factor([s.value for s in members], time)
+    mask = None if first.mask is None else _stack_factor([s.mask for s in members if s.mask is not None], time)
+    varies = any(time in f.dims for f in (value, *(a.value for a in arguments.values()), *([mask] if mask else [])))
+    dims = first.scope + ((time,) if varies else ()) + first.plates
     return replace(first, arguments=arguments, value=value, mask=mask, dims=dims, members=names)
 
 
-def _stack_factor(factors: list[Factor], axis: Axis) -> Factor:
+def _stack_factor(factors: list[Factor], time: str) -> Factor:
     first = factors[0]
     if all(_same(first.tensor, f.tensor) for f in factors[1:]):
         return first
-    return Factor(torch.stack([f.tensor for f in factors]), (axis.time, *first.dims))
+    return Factor(torch.stack([f.tensor for f in factors]), (time, *first.dims))
 
 
-def _stack_argument(arguments: list[Argument], axis: Axis) -> Argument:
+def _stack_argument(arguments: list[Argument], time: str) -> Argument:
     first = arguments[0]
+    if first.design is not None:
+        return _stack_designs(arguments, axis)
     fields = ("index", "slope", "offset")
     same_value = first.links or all(_same(first.value.tensor, a.value.tensor) for a in arguments[1:])
     same_links = all(
@@ -143,8 +195,24 @@ def _stack_argument(arguments: list[Argument], axis: Axis) -> Argument:
     for i, link in enumerate(first.links):
         parts: dict[str, Any] = {f: _stack_optional([getattr(a.links[i], f) for a in arguments]) for f in fields}
         links.append(Link(link.parameter, parts["index"], link.transform, parts["slope"], parts["offset"]))
-    value = Factor(torch.stack([a.value.tensor for a in arguments]), (axis.time, *first.value.dims))
+    value = Factor(torch.stack([a.value.tensor for a in arguments]), (time, *first.value.dims))
     return replace(first, value=value, links=tuple(links))
+
+
+def _stack_designs(arguments: list[Argument], axis: Axis) -> Argument:
+    """Linear predictors of the same coefficients: the covariates of all steps one after the other."""
+    designs = [a.design for a in arguments if a.design is not None]
+    head = designs[0]
+    cells = len(head.cells)
+    joined = replace(
+        head,
+        features=torch.cat([d.features for d in designs], 1),
+        offset=None if head.offset is None else torch.cat([d.offset for d in designs if d.offset is not None], 1),
+        data=(axis.time, *head.data),
+        shape=(*head.shape[:cells], len(designs), *head.shape[cells:]),
+    )
+    value = Factor(torch.stack([a.value.tensor for a in arguments]), (axis.time, *arguments[0].value.dims))
+    return replace(arguments[0], value=value, design=joined)
 
 
 def _stack_optional(tensors: list[Tensor | None]) -> Tensor | None:
@@ -161,11 +229,11 @@ def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.equal(a, b)
 
 
-def _stack_alive(masks: list[Factor | None], axis: Axis) -> Factor | None:
+def _stack_alive(masks: list[Factor | None], time: str) -> Factor | None:
     if all(m is None for m in masks):
         return None
     dims = tuple(dict.fromkeys(d for m in masks if m is not None for d in m.dims))
     whole = Factor(torch.tensor(True), ())
     rows = torch.broadcast_tensors(*[(m or whole).align(dims) for m in masks])
-    stacked = Factor(torch.stack(rows), (axis.time, *dims))
+    stacked = Factor(torch.stack(rows), (time, *dims))
     return None if bool(stacked.tensor.all()) else (stacked if len(masks) > 1 else Factor(rows[0], dims))
