@@ -90,14 +90,7 @@ def pose(
         hint = 'method="svi", or globals="point"'
         raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint=hint))
     kwargs = dict(model_kwargs or {})
-    position = find_loader(args)
-    loader = None if position is None else (position, args[position])
-    source = Source(model, as_tensors(args), as_tensors(kwargs), seed)
-    if position is not None:
-        source = first_batch(source, position)
-        if kind == "em":
-            hint = 'method="svi", or one tensor'
-            raise NotAvailableYet(message("EM from a DataLoader is not available yet", hint=hint))
+    source, loader = _source(model, args, kwargs, seed, kind)
     values, init = initial_values(init)
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     budget = auto.memory_bytes or memory_budget()
@@ -121,7 +114,7 @@ def pose(
         source = replace(source, time=None)
         plan = planned(source)
     for entry in plan.blocks:
-        verify_block(entry.block, plan.program.parameters)
+        verify_block(entry.block, plan.program)
     return Problem(
         source,
         plan,
@@ -137,6 +130,20 @@ def pose(
         loader,
         tracing,
     )
+
+
+def _source(
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, kind: str
+) -> tuple[Source, tuple[int, Any] | None]:
+    """The program with its data, a loader's first batch in place of the loader; where it stood, and the loader."""
+    source = Source(model, as_tensors(args), as_tensors(kwargs), seed)
+    position = find_loader(args)
+    if position is None:
+        return source, None
+    if kind == "em":
+        hint = 'method="svi", or one tensor'
+        raise NotAvailableYet(message("EM from a DataLoader is not available yet", hint=hint))
+    return first_batch(source, position), (position, args[position])
 
 
 def _guided(

@@ -29,24 +29,26 @@ def verify_program(program: Program) -> Program:
     sizes = program.sizes()
     faults = [*_names(program), *_latents(program)]
     for site in program.sites.values():
-        faults += _site(site, sizes, program.parameters)
+        faults += _site(site, sizes, program)
         faults += [f"site '{site.name}': scope names '{z}', no latent" for z in site.scope if z not in program.latents]
     _raise(faults)
     return program
 
 
-def verify_block(block: Block, parameters: Mapping[str, Parameter]) -> Block:
+def verify_block(block: Block, program: Program) -> Block:
     """Return a block, stacked or not, that keeps all rules.
 
     Raises:
         MalformedProgram: with the rules that are broken.
     """
     faults: list[str] = []
-    names = set(block.names) if block.axis is None else set(block.sizes) - set(block.plates)
+    stacked = block.axis is not None or block.slices is not None
+    names = set(block.sizes) - set(block.plates) if stacked else set(block.names)
     for site in block.sites:
-        faults += _site(site, block.site_sizes(site), parameters)
+        faults += _site(site, block.site_sizes(site), program)
         faults += [f"site '{site.name}': scope leaves the block at '{z}'" for z in site.scope if z not in names]
-        if block.axis is not None:
+        outside = block.slices is not None and set(site.scope) <= set(block.slices.outer)
+        if stacked and not outside:
             times = block.times.get(site.name)
             if times is None or len(times) not in (len(site.members), 1):
                 faults.append(f"site '{site.name}': {len(site.members)} members but times {times}")
@@ -92,7 +94,9 @@ def _latents(program: Program) -> Iterator[str]:
                 yield f"latent '{name}': plate '{plate}' does not exist"
 
 
-def _site(site: Site, sizes: Mapping[str, int], parameters: Mapping[str, Parameter]) -> Iterator[str]:
+def _site(site: Site, sizes: Mapping[str, int], program: Program) -> Iterator[str]:
+    points = {n for n, p in program.parameters.items() if p.origin == "site"}
+    points |= {n for n, z in program.latents.items() if z.kind == "continuous"}
     here = f"site '{site.name}'"
     for dim in site.dims:
         if dim not in sizes:
@@ -107,13 +111,13 @@ def _site(site: Site, sizes: Mapping[str, int], parameters: Mapping[str, Paramet
     if site.mask is not None and site.mask.tensor.dtype != torch.bool:
         yield f"{here}: the mask is {site.mask.tensor.dtype}, not bool"
     for name, argument in site.arguments.items():
-        yield from _links(f"{here}, argument '{name}'", argument, parameters)
+        yield from _links(f"{here}, argument '{name}'", argument, program.parameters)
     if site.lowered and (site.family is None or any(a.opaque for a in site.arguments.values())):
         yield f"{here}: lowered, but not made of links alone"
-    for name in site.parameters - set(parameters):
+    for name in site.parameters - set(program.parameters) - points:
         yield f"{here}: parameter '{name}' does not exist"
-    if site.point is not None and (site.point not in parameters or parameters[site.point].origin != "site"):
-        yield f"{here}: scores the point '{site.point}', which is no point estimate"
+    if site.point is not None and site.point not in points:
+        yield f"{here}: scores the value of '{site.point}', which is neither a point estimate nor a continuous latent"
 
 
 def _factor(where: str, factor: Factor, site: Site, sizes: Mapping[str, int]) -> Iterator[str]:

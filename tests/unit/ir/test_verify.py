@@ -23,7 +23,7 @@ def test_random_programs_pass(seed: int) -> None:
     plan = ppl_em.explain(program, program.data)
     assert verify_program(plan.program) is plan.program
     for entry in plan.blocks:
-        assert verify_block(entry.block, plan.program.parameters) is entry.block
+        assert verify_block(entry.block, plan.program) is entry.block
 
 
 def traced() -> Program:
@@ -59,7 +59,7 @@ FAULTS = {
     "slope without offset": lambda p: with_link(p, slope=torch.ones(2)),
     "lowered, but not": lambda p: with_argument(p, links=(), sources=frozenset({"loc"})),
     "parameter 'nothing' does not exist": lambda p: with_site(p, "x", parameters=frozenset({"nothing"})),
-    "scores the point": lambda p: with_site(p, "x", point="loc"),
+    "neither a point estimate": lambda p: with_site(p, "x", point="loc"),
     "'z' is called 'y'": lambda p: replace(p, latents={"z": replace(p.latents["z"], name="y")}),
     "no support": lambda p: replace(p, latents={"z": replace(p.latents["z"], support=None)}),
     "support .* for events": lambda p: replace(p, latents={"z": replace(p.latents["z"], event_shape=(2,))}),
@@ -81,12 +81,12 @@ def test_a_broken_program_is_refused(complaint: str) -> None:
 def test_a_broken_stack_is_refused() -> None:
     plan = ppl_em.explain(chain, X)
     (entry,) = plan.blocks
-    block, parameters = entry.block, plan.program.parameters
+    block, program = entry.block, plan.program
     site = next(s for s in block.sites if len(s.members) > 1)
     fewer = replace(block, times={**block.times, site.name: block.times[site.name][1:]})
     with pytest.raises(MalformedProgram, match="members but times"):
-        verify_block(fewer, parameters)
+        verify_block(fewer, program)
     with pytest.raises(MalformedProgram, match="shared plate"):
-        verify_block(replace(block, plates=("w",), sizes={**block.sizes, "w": 2}), parameters)
+        verify_block(replace(block, plates=("w",), sizes={**block.sizes, "w": 2}), program)
     with pytest.raises(MalformedProgram, match="the scale varies"):
-        verify_block(replace(block, scale=Factor(torch.ones(8), ("data",))), parameters)
+        verify_block(replace(block, scale=Factor(torch.ones(8), ("data",))), program)
