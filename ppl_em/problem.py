@@ -20,6 +20,7 @@ from ppl_em.mstep import weighted_mle
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.result import FitResult
 from ppl_em.trace.footprint import isolated
+from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source, trace_program
 
 _METHODS = '"auto", "em", "svi", EM(...), SVI(...), Auto(...)'
@@ -91,6 +92,8 @@ def pose(
         raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint=hint))
     kwargs = dict(model_kwargs or {})
     source, loader = _source(model, args, kwargs, seed, kind)
+    if isinstance(init, Mapping):
+        check_shapes(source, init)
     values, init = initial_values(init)
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     budget = auto.memory_bytes or memory_budget()
@@ -233,6 +236,23 @@ def initial_values(init: Any) -> tuple[dict[str, Tensor], str]:
     shown = init if isinstance(init, str) else type(init).__name__
     hint = '"auto", "params", "data", a dict of values, or a result'
     raise PlanError(message("unknown init", value=shown, hint=hint))
+
+
+def check_shapes(source: Source, values: Mapping[str, Any]) -> None:
+    """Values that are given have the shapes of the program's own.
+
+    Raises:
+        ModelError: one has another shape; named.
+    """
+    with isolated(source.seed):
+        run = run_program(source.model, source.args, source.kwargs)
+    shapes = {n: tuple(p.value.shape) for n, p in run.parameters.items()}
+    shapes |= {n: tuple(r.value.shape) for n, r in run.records.items() if r.role == "latent"}
+    for name, value in values.items():
+        given = tuple(torch.as_tensor(as_tensors(value)).shape)
+        if name in shapes and given != shapes[name]:
+            why = f"the program's own has shape {shapes[name]}"
+            raise ModelError(message("the initial value has another shape", site=name, value=given, why=why))
 
 
 def _check_values(program: Program, values: Mapping[str, Tensor]) -> None:

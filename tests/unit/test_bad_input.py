@@ -171,11 +171,7 @@ def test_weights_without_a_plate() -> None:
         ({"nothing": 1.0}, "'nothing'"),
         ({"weights": [0.4, 0.4]}, "outside the constraint.*'weights'"),
         ({"loc": [float("nan"), 1.0]}, "not finite.*'loc'"),
-        pytest.param(
-            {"loc": torch.zeros(3)},
-            "shape.*'loc'",
-            marks=pytest.mark.xfail(reason="the tracer does not compare shapes yet", raises=RuntimeError),
-        ),
+        ({"loc": torch.zeros(3)}, r"another shape.*'loc' \(value \(3,\)\).*\(2,\)"),
         ("best", "unknown init.*best"),
         (7, "unknown init.*int"),
     ],
