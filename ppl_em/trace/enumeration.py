@@ -105,7 +105,7 @@ class Enumeration:
         if count is not None and count > len(latent.values):
             raise Outgrown(name, count)
         if name in given:
-            return given[name] if count is None else _within(given[name], fn, count)
+            return given[name] if count is None or name in self.by_path else _within(given[name], fn, count)
         support = latent.values if count is None else latent.values[:count]
         return self.layout.enumerated(name, support)
 

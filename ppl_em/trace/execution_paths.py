@@ -102,7 +102,12 @@ class Paths:
         if name in self.summed:
             axis = self.registers.index(self.layout.register[name]) if name in self.latents else None
             own = Own(self.summed[name], self.layout.position(name), None if axis is None else [c[axis] for c in places])
-        return _merge(cells, grid, self.seen.get(name), own)
+        widths = {
+            self.layout.position(z): self.summed[z].cardinality
+            for z in self.scopes.get(name, ())
+            if self.summed[z].optional and z not in self.latents and z != name
+        }
+        return _merge(cells, grid, self.seen.get(name), own, widths)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ class Own:
             return column.reshape((-1,) + (1,) * (-self.position - 1 + inner))
         score = _full_rank(record, event_dim)
         score = score.reshape((1,) * (-self.position + inner - score.dim()) + tuple(score.shape))
-        return _pad(score, self.position - inner, self.latent.cardinality, -torch.inf)
+        return _pad(score, score.dim() + self.position - inner, self.latent.cardinality, -torch.inf)
 
 
 class Grid:
@@ -167,8 +172,8 @@ class Grid:
             wide.append(t.to(dtype).reshape((1,) * (self.rank + event_dim - t.dim()) + tuple(t.shape)))
         if pad:
             largest = [max(sizes) for sizes in zip(*(t.shape for t in wide), strict=True)]
-            for axis, size in enumerate(largest):
-                wide = [_pad(t, axis, size, 0.0) if t.shape[axis] > 1 else t for t in wide]
+            for axis, size in enumerate(largest):  # one element of an event is one, elsewhere it stands for all
+                wide = [_pad(t, axis, size, 0.0) if t.shape[axis] > 1 or axis >= self.rank else t for t in wide]
         return self._concatenate(list(torch.broadcast_tensors(*wide)), 0, event_dim)
 
     def _concatenate(self, tensors: list[Tensor], axis: int, event_dim: int) -> Tensor:
@@ -181,7 +186,18 @@ class Grid:
         return torch.cat(parts, self.positions[axis] - event_dim)
 
 
-def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, own: Own | None) -> Record:
+def _merge(
+    cells: Sequence[Record | None], grid: Grid, seen: Record | None, own: Own | None, widths: Mapping[int, int]
+) -> Record:
+    """One record of the cells' records.
+
+    Args:
+        cells: by path, in row-major order of the grid; None where a path does not reach the site.
+        grid: the paths.
+        seen: the site with its provenance.
+        own: for a latent's own site.
+        widths: number of values, "not reached" among them, of other latents at their dimensions.
+    """
     present = [r for r in cells if r is not None]
     head = present[0]
     for record in present[1:]:
@@ -198,7 +214,11 @@ def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, own:
     else:
         scores = [some.new_zeros(()) if r is None else r.log_prob() for r in cells]
     elementwise = grid.join(scores, head.inner, pad=True)
-    everywhere = len(present) == len(cells) and not (own is not None and own.latent.optional)
+    for position, size in widths.items():
+        axis = position - head.inner
+        if -axis <= elementwise.dim() and elementwise.shape[axis] > 1:
+            elementwise = _pad(elementwise, elementwise.dim() + axis, size, 0.0)
+    everywhere = len(present) == len(cells) and not widths and not (own is not None and own.latent.optional)
     if everywhere and len({r.value.shape for r in present}) == 1:
         constant = seen is not None and not _fed(seen.value_marks)
         value = grid.join([r.value for r in present], event_dim, constant=constant)
@@ -208,7 +228,15 @@ def _merge(cells: Sequence[Record | None], grid: Grid, seen: Record | None, own:
     masks = [True if r is None or r.mask is None else r.mask for r in cells]
     mask = None if all(m is True for m in masks) else grid.join([torch.as_tensor(m) for m in masks], 0, constant=True)
     version = version_of(value, peeled)
-    return replace(head, peeled=peeled, value=value, mask=mask, elementwise=elementwise, version=version)
+    return replace(
+        head,
+        peeled=peeled,
+        value=value,
+        mask=mask,
+        elementwise=elementwise,
+        version=version,
+        reinterpreted=head.inner,
+    )
 
 
 def _full_rank(record: Record, event_dim: int) -> Tensor:

@@ -15,6 +15,19 @@ from ppl_em.trace.record import Frame, Record
 MAX_DIMS = 64
 
 
+class Disagreement(PlanError):
+    """What a site shows in one kind of run contradicts what it shows in another.
+
+    Args:
+        text: the message.
+        site: its name.
+    """
+
+    def __init__(self, text: str, site: str) -> None:
+        super().__init__(text)
+        self.site = site
+
+
 @dataclass(frozen=True)
 class Layout:
     """Enumeration dimensions as registers, left of every static batch dimension.
@@ -87,13 +100,14 @@ class Layout:
             return f"{record.name}_batch_{-position}"
         register = -position - self.static - 1
         if register not in in_register:
-            raise PlanError(
+            raise Disagreement(
                 message(
                     "the site's density varies over a latent on which the program's operations do not seem to depend",
                     site=record.name,
                     why="tensor provenance and the shape of the enumerated run disagree",
                     hint="making the dependence explicit in torch operations",
-                )
+                ),
+                record.name,
             )
         return in_register[register]
 

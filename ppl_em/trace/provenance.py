@@ -116,7 +116,9 @@ class Provenance(TorchFunctionMode):
         for tensor in tensors_in(result):
             self.mark(tensor, found)
         if _writes(name):
-            self._write(args[0], found)
+            target = next(tensors_in((args, kwargs)), None)
+            if target is not None:
+                self._write(target, found)
         for tensor in tensors_in(kwargs.get("out")):
             self._write(tensor, found)
         return result

@@ -44,6 +44,7 @@ class Record:
         steps: (name, counter) of the sequential plates around it.
         markov: depth of ``pyro.markov`` contexts around it, and the depths of the sites visible in them.
         elementwise: log-density, where it was put together from several execution paths.
+        reinterpreted: number of batch dimensions that ``.to_event`` made part of the event, where ``peeled`` is None.
     """
 
     name: str
@@ -63,11 +64,12 @@ class Record:
     steps: tuple[tuple[str, int], ...] = ()
     markov: tuple[int, Mapping[str, int]] = (0, {})
     elementwise: Tensor | None = None
+    reinterpreted: int = 0
 
     @property
     def inner(self) -> int:
         """Number of rightmost batch dimensions that ``.to_event`` made part of the event."""
-        return 0 if self.peeled is None else self.peeled.inner
+        return self.reinterpreted if self.peeled is None else self.peeled.inner
 
     def log_prob(self) -> Tensor:
         """Elementwise log-density, shape broadcastable to the batch shape; mask and scale not applied."""

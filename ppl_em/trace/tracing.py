@@ -15,6 +15,7 @@ from ppl_em.trace.assembling import assemble, random_sources
 from ppl_em.trace.classify import classify
 from ppl_em.trace.enumeration import Enumeration
 from ppl_em.trace.footprint import isolated
+from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.observe import check_observations
 from ppl_em.trace.refusals import Refusals, refuse_large, refuse_wide
 from ppl_em.trace.run import Record, Run
@@ -142,9 +143,14 @@ def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
         require_chains(program)
         if request.witness:
             witnesses["time"] = compare_steps(program, enumeration, axis, scopes)
-    if request.witness and summed:
-        witnesses["replay"] = replay(program, enumeration, made.table, made.thinning, way.bounds)
     unproven = random_sources(survey.records.values()) + survey.other_randomness
+    if request.witness and summed:
+        try:
+            witnesses["replay"] = replay(program, enumeration, made.table, made.thinning)
+        except Disagreement as error:
+            if not unproven:
+                raise
+            unproven += (str(error),)
     return replace(program, unproven=unproven, witnesses=witnesses)
 
 

@@ -10,8 +10,8 @@ from ppl_em.ir import Program
 from ppl_em.trace.assembling import Coupled
 from ppl_em.trace.classify import is_discrete
 from ppl_em.trace.enumeration import NotEnumerable, Outgrown
+from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.survey import Survey
-from ppl_em.trace.witness import Mismatch
 
 #: Ways that are tried at most.
 MAX_ATTEMPTS = 10
@@ -57,7 +57,7 @@ def first_that_works(attempt: Callable[[Treatment], Program], survey: Survey) ->
             if len(tried) >= MAX_ATTEMPTS:
                 raise
             return search(replace(way, bounds={**way.bounds, grown.latent: grown.cardinality}))
-        except (NotEnumerable, Coupled, Mismatch) as error:
+        except (NotEnumerable, Coupled, Disagreement) as error:
             for other in _alternatives(error, way, survey):
                 if other.key not in tried and len(tried) < MAX_ATTEMPTS:
                     try:
@@ -78,7 +78,7 @@ def _alternatives(error: PlanError, way: Treatment, survey: Survey) -> Iterator[
     if isinstance(error, NotEnumerable):
         yield replace(way, by_path=frozenset(discrete))
         return
-    assert isinstance(error, Mismatch)
+    assert isinstance(error, Disagreement)
     scope = survey.scopes(dict.fromkeys(discrete), way.by_path | set(survey.escaped), {})[error.site]  # type: ignore[arg-type]
     if set(scope) - way.by_path:
         yield replace(way, by_path=way.by_path | set(scope))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ppl_em.errors import PlanError, message
+from ppl_em.errors import message
 from ppl_em.ir import Factor, Latent, Program, Site
 from ppl_em.ir.factor import lookup
 from ppl_em.trace.enumeration import Enumeration, site_log_factor
+from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.observe import fill_masked
 from ppl_em.trace.record import Record
 from ppl_em.trace.thinning import Thinning
@@ -22,25 +23,11 @@ MAX_REPLAYS = 8
 MANY_SITES, FEW_REPLAYS = 400, 3
 
 
-class Mismatch(PlanError):
-    """A site's density is not what its enumerated factor says.
-
-    Args:
-        text: the message.
-        site: its name.
-    """
-
-    def __init__(self, text: str, site: str) -> None:
-        super().__init__(text)
-        self.site = site
-
-
 def replay(
     program: Program,
     enumeration: Enumeration,
     table: Mapping[str, Factor],
     thinning: Thinning,
-    bounded: Collection[str] = (),
     seed: int = 9973,
 ) -> str:
     """Run the program with drawn values of all summed latents; every site must score as its enumerated factor says.
@@ -54,14 +41,13 @@ def replay(
         enumeration: runs it.
         table: log-factor of each site at the initial parameters.
         thinning: which elements of large plates are compared.
-        bounded: latents whose support differs between elements or depends on other latents.
         seed: of the drawn values.
 
     Returns:
         What was done, for the certificate.
 
     Raises:
-        Mismatch: a site scores differently; named.
+        Disagreement: a site scores differently; named.
     """
     latents = program.summed
     start = {n: p.init for n, p in program.parameters.items()}
@@ -76,11 +62,12 @@ def replay(
         for z, v in latents.items():
             if v.optional:
                 index[z] = index[z].clamp_max(len(v.values) - 1)
-        records = enumeration.run(start, {z: v.values[index[z]] for z, v in latents.items()})
+        given = {z: v.values[index[z]] for z, v in latents.items()}
+        records = enumeration.run(start, given)
         for z, v in latents.items():
             if z not in records:
                 index[z] = torch.full_like(index[z], v.cardinality - 1)
-            elif z in bounded:
+            elif records[z].value is not given[z]:  # it was outside the support, as that turned out to be
                 index[z] = _positions(v, records[z].value)
         comparison.check(records, index)
     covered = "every value of every latent" if largest <= count else f"{count} values of every latent"
@@ -140,7 +127,7 @@ class Comparison:
         """Compare all sites at given positions.
 
         Raises:
-            Mismatch: a site scores differently.
+            Disagreement: a site scores differently.
         """
         at = {z: int(i) for z, i in index.items() if i.numel() == 1}
         names, places, scores = [], [], []
@@ -197,8 +184,8 @@ def _agree(a: Tensor, b: Tensor) -> Tensor:
     return (a == b) | ((a - b).abs() <= tolerance * (1 + b.abs()))
 
 
-def _mismatch(name: str, by: float) -> Mismatch:
-    return Mismatch(
+def _mismatch(name: str, by: float) -> Disagreement:
+    return Disagreement(
         message(
             "the density with given latents differs from the enumerated one"
             + ("" if math.isnan(by) else f" by {by:.3g} nats"),
