@@ -78,6 +78,8 @@ class Latent:
         by_path: Python reads its value: it takes one value per run of the program.
         folded: number of batch dimensions whose elements are summed jointly, as one value (they depend on each other
             in a way that their plate does not show).
+        optional: some execution paths do not reach its sample statement; the last row of its support, −1 or NaN, stands
+            for that.
     """
 
     name: str
@@ -89,11 +91,18 @@ class Latent:
     event_shape: tuple[int, ...] = ()
     by_path: bool = False
     folded: int = 0
+    optional: bool = False
 
     @property
     def cardinality(self) -> int:
-        """Number of values of a discrete latent."""
+        """Number of values of a discrete latent, "not reached" among them."""
         return 0 if self.support is None else self.support.shape[0]
+
+    @property
+    def values(self) -> Tensor:
+        """(K, *event_shape) values that the sample statement can return."""
+        assert self.support is not None
+        return self.support[:-1] if self.optional else self.support
 
 
 @dataclass(frozen=True)
