@@ -18,7 +18,7 @@ from ppl_em.exact.elimination import Elimination
 from ppl_em.exact.mixture import Mixture
 from ppl_em.iterates import Iterate
 from ppl_em.plan.plan import Plan
-from ppl_em.problem import Problem, pose
+from ppl_em.problem import Problem, pose, rule_lookup
 from ppl_em.progress import Progress
 from ppl_em.result import FitResult, Restart
 from ppl_em.status import Status
@@ -112,7 +112,8 @@ def fit(
     if verify:
         from ppl_em.verify import verify_plan
 
-        problem = replace(problem, plan=verify_plan(problem.plan, problem.values))
+        plan = verify_plan(problem.plan, problem.values, problem.em.engines or ENGINES, rule_lookup)
+        problem = replace(problem, plan=plan)
     return _fit_em(problem, restarts, progress, coords or {})
 
 
