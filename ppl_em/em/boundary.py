@@ -9,6 +9,29 @@ from torch import Tensor
 from torch.distributions import constraints
 
 
+#: Supports that every weighted maximum lies in, up to its own limits (singular covariances are judged elsewhere).
+_ALWAYS_MET = (constraints.simplex, constraints.positive_definite, constraints.lower_cholesky)
+
+
+def outside(constraint: Any, value: Tensor) -> bool:
+    """Whether a finite value violates its constraint: an interval, an order, a sign.
+
+    Args:
+        constraint: the parameter's support.
+        value: constrained value, any shape.
+
+    Example:
+        >>> outside(constraints.interval(0.0, 1.0), torch.tensor(1.5))
+        True
+    """
+    base = constraint
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if base in _ALWAYS_MET or not bool(torch.isfinite(value).all()):
+        return False
+    return not bool(torch.as_tensor(constraint.check(value)).all())
+
+
 def inside(constraint: Any, value: Tensor) -> Tensor:
     """The value, elements on the open boundary of its constraint moved to the nearest number inside.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ppl_em.em.boundary import inside
+from ppl_em.em.boundary import inside, outside
 from ppl_em.em.e_step import EStep
 from ppl_em.em.live_sites import scores_as_run, with_run_values
 from ppl_em.ir import Argument, Factor, Site
@@ -72,11 +72,15 @@ class ClosedForm:
         new = self.assembly.write(sample.proposals, parameters)
         if new is None:
             raise Refused("the same parameter element would have to take two values")
-        return {n: inside(self.constraints[n], v) for n, v in new.items()}
+        new = {n: inside(self.constraints[n], v) for n, v in new.items()}
+        for n, value in new.items():
+            if outside(self.constraints[n], value):
+                raise Refused(f"the free maximum of '{n}' lies outside its constraint, {self.constraints[n]}")
+        return new
 
     def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
-        if self.opaque or self.residual:
+        if self.residual or not all(s.lowered for s in self.sites):
             self._refresh(parameters)
         sample = self.assembly.sample(weights, parameters)
         if not self.verified:
@@ -86,8 +90,8 @@ class ClosedForm:
     def _refresh(self, parameters: Parameters) -> None:
         """Residuals and computed arguments at the newest parameters."""
         filled = with_run_values(self.plan, self.sites, parameters)
-        if self.opaque and not self.verified and not scores_as_run(self.plan, self.sites, filled, parameters):
-            raise Refused("the density does not follow from the arguments of its distribution")
+        if not self.verified:
+            check_density(self.plan, self.sites, filled, parameters)
         for old, site in zip(self.sites, filled, strict=True):
             if site.name in self.residual:
                 loc = site.arguments["loc"]
@@ -120,6 +124,16 @@ class ClosedForm:
                     f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})"
                 )
         self.verified = True
+
+
+def check_density(plan: Plan, sites: list[Site], filled: list[Site], parameters: Parameters) -> None:
+    """Prove that the densities of sites with computed arguments follow from their arguments.
+
+    Raises:
+        Refused: they do not.
+    """
+    if not all(s.lowered for s in sites) and not scores_as_run(plan, sites, filled, parameters):
+        raise Refused("the density does not follow from the arguments of its distribution")
 
 
 def _predicted_mean(site: Site) -> bool:

@@ -38,7 +38,9 @@ def _filled(plan: Plan, site: Site, values: Mapping[str, Factor]) -> Site:
     return replace(site, arguments=arguments)
 
 
-def scores_as_run(plan: Plan, sites: Sequence[Site], filled: Sequence[Site], parameters: Mapping[str, Tensor]) -> bool:
+def scores_as_run(
+    plan: Plan, sites: Sequence[Site], filled: Sequence[Site], parameters: Mapping[str, Tensor]
+) -> bool:
     """Whether the sites' densities, rebuilt from these arguments, equal those of a run of the program."""
     found = plan.program.evaluate(parameters, tuple(s.members[0] for s in sites))
     for site, mine in zip(sites, filled, strict=True):
@@ -46,7 +48,10 @@ def scores_as_run(plan: Plan, sites: Sequence[Site], filled: Sequence[Site], par
         names = dict(zip(original.scope, site.scope, strict=True))
         theirs = found[site.members[0]]
         theirs = Factor(theirs.tensor, tuple(names.get(d, d) for d in theirs.dims))
-        own = mine.log_factor(parameters)
+        try:
+            own = mine.log_factor(parameters)
+        except (TypeError, ValueError, RuntimeError, NotImplementedError):
+            return False
         dims = tuple(dict.fromkeys((*own.dims, *theirs.dims)))
         a, b = own.align(dims).detach(), theirs.align(dims).detach()
         tolerance = 1e-9 if a.element_size() == 8 else 1e-4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ppl_em.em.closed_form import Parameters
+from ppl_em.em.closed_form import Parameters, check_density
 from ppl_em.em.e_step import EStep, weighted_log_factor
 from ppl_em.em.live_sites import with_run_values
 from ppl_em.ir import Factor, Site
@@ -25,10 +25,18 @@ class Predictors:
         self.plan, self.update = plan, update
         sites = {s.name: s for s in plan.sites()}
         self.sites = [sites[n] for n in update.sites]
+        self.verified = False
 
     def step(self, parameters: Parameters, e: EStep) -> Parameters:
-        """The maximiser of Q over these coefficients."""
+        """The maximiser of Q over these coefficients.
+
+        Raises:
+            Refused: the densities do not follow from their arguments.
+        """
         filled = with_run_values(self.plan, self.sites, parameters)
+        if not self.verified:
+            check_density(self.plan, self.sites, filled, parameters)
+            self.verified = True
         original = {s.name: s for s in self.sites}
 
         def score(site: Site, factor: Factor) -> Tensor:

@@ -47,7 +47,11 @@ class Predictor:
         """Features (N, f) and positions (f,) of the coefficients that are solved for."""
         known = self.places[cell] >= 0
         features = self.features[cell if len(self.features) > 1 else 0]
-        return (features, self.places[cell]) if bool(known.all()) else (features[:, known], self.places[cell][known])
+        return (
+            (features, self.places[cell])
+            if bool(known.all())
+            else (features[:, known], self.places[cell][known])
+        )
 
 
 class Coefficients:
@@ -77,8 +81,11 @@ class Coefficients:
         for _ in range(MAX_STEPS):
             value, slope, hessian = self._expand(score, theta)
             direction, gain = _ascent(slope, hessian)
-            if not math.isfinite(value) or gain <= GAIN * max(1.0, abs(value)):
+            if not math.isfinite(value):
                 break
+            if gain <= GAIN * max(1.0, abs(value)):  # the last step is below what Q can judge
+                polished = theta + direction
+                return self._values(polished if self._q(score, polished) >= value - _slack(value) else theta)
             moved = self._search(score, theta, value, direction, gain)
             if moved is None:
                 break
@@ -98,10 +105,11 @@ class Coefficients:
         values = {**self.parameters, **self._values(theta)}
         return sum(float(score(s, s.log_factor(values))) for s in self.sites)
 
-    def _search(self, score: Score, theta: Tensor, value: float, direction: Tensor, gain: float) -> Tensor | None:
+    def _search(
+        self, score: Score, theta: Tensor, value: float, direction: Tensor, gain: float
+    ) -> Tensor | None:
         """The longest of the halved steps that gains enough."""
-        slack = ROUNDING * max(1.0, abs(value))
-        length = 1.0
+        slack, length = _slack(value), 1.0
         for _ in range(HALVINGS):
             trial = theta + length * direction
             reached = self._q(score, trial)
@@ -130,9 +138,15 @@ class Coefficients:
         with torch.enable_grad():
             leaves, arguments = [], dict(site.arguments)
             for n, design in designs.items():
-                leaf = _arranged(design, design.predictor(values).detach(), cells, data).clone().requires_grad_(True)
+                start = _arranged(design, design.predictor(values).detach(), cells, data)
+                fixed = torch.isinf(start)  # structural zeros do not move
+                leaf = torch.where(fixed, 0.0, start).requires_grad_(True)
                 leaves.append(leaf)
-                arguments[n] = Argument(Factor(design.transform.forward(leaf), (*cells, *data)))
+                value = design.transform.forward(leaf)
+                value = (
+                    torch.where(fixed, design.transform.forward(start), value) if bool(fixed.any()) else value
+                )
+                arguments[n] = Argument(Factor(value, (*cells, *data)))
             q = score(site, replace(site, arguments=arguments).log_factor(values))
             first = torch.autograd.grad(q, leaves, create_graph=True)
             pieces = _components(first, list(designs.values()))
@@ -145,7 +159,9 @@ class Coefficients:
             _accumulate(cell, predictors, gradients, curvatures, slope, hessian)
         return float(q.detach())
 
-    def _predictors(self, design: Design, cells: Mapping[str, int], data: Mapping[str, int]) -> list[Predictor]:
+    def _predictors(
+        self, design: Design, cells: Mapping[str, int], data: Mapping[str, int]
+    ) -> list[Predictor]:
         """The linear predictors of one argument, over the cells and data of the whole site."""
         lookup = []
         for p in design.parameters:
@@ -164,6 +180,11 @@ class Coefficients:
             chosen = rows * categories + e
             result.append(Predictor(places[chosen], features if len(features) == 1 else features[chosen]))
         return result
+
+
+def _slack(value: float) -> float:
+    """Changes of Q that are rounding."""
+    return ROUNDING * max(1.0, abs(value))
 
 
 def _union(dims: Sequence[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str, int]:
@@ -233,6 +254,8 @@ def _ascent(slope: Tensor, hessian: Tensor) -> tuple[Tensor, float]:
         values, vectors = torch.linalg.eigh(scaled)
         live = values.abs() > NULL * values.abs().max()
         along = vectors.mT @ (slope / size)
-        along = torch.where(live, along / torch.where(live, values.abs(), 1.0), 0.0)
+        # A slope without curvature (a density whose second derivative is lost at a kink) is followed as it is.
+        flat = torch.where(along.abs() > 1e-8 * along.abs().max(), along, 0.0)
+        along = torch.where(live, along / torch.where(live, values.abs(), 1.0), flat)
         direction = vectors @ along / size
     return direction, float(slope @ direction) / 2

@@ -180,7 +180,7 @@ def _stack_factor(factors: list[Factor], time: str) -> Factor:
 def _stack_argument(arguments: list[Argument], time: str) -> Argument:
     first = arguments[0]
     if first.design is not None:
-        return _stack_designs(arguments, axis)
+        return _stack_designs(arguments, time)
     fields = ("index", "slope", "offset")
     same_value = first.links or all(_same(first.value.tensor, a.value.tensor) for a in arguments[1:])
     same_links = all(
@@ -199,7 +199,7 @@ def _stack_argument(arguments: list[Argument], time: str) -> Argument:
     return replace(first, value=value, links=tuple(links))
 
 
-def _stack_designs(arguments: list[Argument], axis: Axis) -> Argument:
+def _stack_designs(arguments: list[Argument], time: str) -> Argument:
     """Linear predictors of the same coefficients: the covariates of all steps one after the other."""
     designs = [a.design for a in arguments if a.design is not None]
     head = designs[0]
@@ -208,10 +208,10 @@ def _stack_designs(arguments: list[Argument], axis: Axis) -> Argument:
         head,
         features=torch.cat([d.features for d in designs], 1),
         offset=None if head.offset is None else torch.cat([d.offset for d in designs if d.offset is not None], 1),
-        data=(axis.time, *head.data),
+        data=(time, *head.data),
         shape=(*head.shape[:cells], len(designs), *head.shape[cells:]),
     )
-    value = Factor(torch.stack([a.value.tensor for a in arguments]), (axis.time, *arguments[0].value.dims))
+    value = Factor(torch.stack([a.value.tensor for a in arguments]), (time, *arguments[0].value.dims))
     return replace(arguments[0], value=value, design=joined)
 
 

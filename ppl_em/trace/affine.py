@@ -54,7 +54,8 @@ def _constant(first: Probe, second: Probe, name: str, transform: Transform) -> b
 def _linearised(tangent: Tensor, value: Tensor, transform: Transform) -> Tensor:
     """Derivative of the linear predictor, from that of its image ``value`` under the inverse link function."""
     if transform.name == "exp":
-        return tangent / value
+        # A constant zero (the rate of those that never have an event) is a predictor of minus infinity.
+        return torch.where((value == 0) & (tangent == 0), 0.0, tangent / value)
     if transform.name == "sigmoid":
         return tangent / (value * (1 - value))
     if transform.elementwise:
@@ -126,6 +127,8 @@ def _sparsest(column: Tensor) -> Tensor:
 
 
 def _inverse(value: Tensor, transform: Transform) -> Tensor:
+    if transform.name == "exp":
+        return value.log()
     return value if transform.name in ("identity", "log_softmax") else transform.inverse(value)
 
 

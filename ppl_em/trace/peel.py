@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 #: Which of several equivalent arguments was given shows in the instance's dictionary.
-_ALTERNATIVES = (("probs", "logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
+_ALTERNATIVES = (("probs", "logits"), ("gate", "gate_logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
 
 
 @dataclass(frozen=True)
