@@ -45,6 +45,7 @@ class FittedModel:
         self.model, self.params, self.settings = model, params, dict(settings or {})
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program with the fitted values."""
         with _Substitute(self.params):
             return self.model(*args, **{**self.settings, **kwargs})
 
@@ -63,6 +64,7 @@ class PosteriorGuide:
         self._kept: tuple[Any, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every latent once, given the data."""
         if any(isinstance(h, IndepMessenger) and h.size > 1 and h.dim is not None for h in _PYRO_STACK):
             why = "one call is one draw"
             hint = "Predictive(..., parallel=False)"

@@ -36,9 +36,7 @@ def relabel(result: FitResult, by: str | Sequence[int] | Tensor) -> FitResult:
     if isinstance(by, str):
         if by not in axes or not axes[by]:
             raise PplEmError(
-                message(
-                    "no axis of this parameter follows the latents", site=by, hint=f"one of {sorted(axes)}"
-                )
+                message("no axis of this parameter follows the latents", site=by, hint=f"one of {sorted(axes)}")
             )
         value = result._values[by].movedim(axes[by][0], 0)
         order = torch.argsort(value.reshape(value.shape[0], -1)[:, 0], stable=True)
@@ -50,9 +48,7 @@ def relabel(result: FitResult, by: str | Sequence[int] | Tensor) -> FitResult:
     for name, value in result._values.items():
         for axis in axes.get(name, ()):
             if value.shape[axis] != len(order):
-                raise PplEmError(
-                    message("the permutation has another length than the latents", value=len(order))
-                )
+                raise PplEmError(message("the permutation has another length than the latents", value=len(order)))
             value = value.index_select(axis, order)
         moved[name] = value
     params = {n: moved[n] for n in result.params}

@@ -33,7 +33,9 @@ def pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         return {"dict": {k: pack(v, f"{where}/{k}", tensors) for k, v in value.items()}}
     place = where.replace("args/", "argument ").replace("kwargs/", "keyword argument ")
     why = "only tensors, numbers, text and containers of these are stored"
-    raise FileError(message(f"{place} cannot be stored", value=type(value).__name__, why=why, hint="save(path) without data"))
+    raise FileError(
+        message(f"{place} cannot be stored", value=type(value).__name__, why=why, hint="save(path) without data")
+    )
 
 
 def unpack(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

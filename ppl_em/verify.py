@@ -150,7 +150,9 @@ def _cut_argument(argument: Argument, sizes: Mapping[str, int]) -> Argument:
         keep = [0 if narrow.shape[i] == 1 and d in sizes else slice(None) for i, d in enumerate(dims)]
         return narrow[tuple(keep)]
 
-    left = tuple(d for i, d in enumerate(dims) if not (d in sizes and min(argument.value.tensor.shape[i], sizes[d]) == 1))
+    left = tuple(
+        d for i, d in enumerate(dims) if not (d in sizes and min(argument.value.tensor.shape[i], sizes[d]) == 1)
+    )
     value = cut(argument.value.tensor)
     assert value is not None
     links = []

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-
 #: Supports that every weighted maximum lies in, up to its own limits (singular covariances are judged elsewhere).
 _ALWAYS_MET = (constraints.simplex, constraints.positive_definite, constraints.lower_cholesky)
 

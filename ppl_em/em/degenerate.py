@@ -39,8 +39,8 @@ def watch(plan: Plan) -> tuple[Watched, ...]:
     for site in plan.sites():
         if site.role != "observed" or not site.lowered or site.family is None:
             continue
-        names = (_SCALES.get(site.family.__name__), *_MATRICES)
-        for name in names:
+        scale = _SCALES.get(site.family.__name__)
+        for name in (*([scale] if scale else []), *_MATRICES):
             if name in site.arguments and site.arguments[name].links:
                 found.append(Watched(site, name, FLOOR * _spread(site, name)))
     return tuple(found)

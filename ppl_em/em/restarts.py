@@ -1,8 +1,8 @@
 """Several starts of EM: all are tried a little, the best are run to their end, every outcome is kept.
 
 Reference:
-    Biernacki, C., Celeux, G. & Govaert, G. (2003). Choosing starting values for the EM algorithm for getting the highest
-    likelihood in multivariate Gaussian mixture models. Computational Statistics & Data Analysis 41(3-4).
+    Biernacki, C., Celeux, G. & Govaert, G. (2003). Choosing starting values for the EM algorithm for getting the
+    highest likelihood in multivariate Gaussian mixture models. Computational Statistics & Data Analysis 41(3-4).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _from_data(machine: Machine, base: Parameters, generator: torch.Generator, k
     base = random_tables(machine.updaters, base, generator)
     try:
         return Start(kind, data_start(machine, base, generator, kind))
-    except (torch.linalg.LinAlgError, ValueError, RuntimeError):  # an M-step from these clusters is degenerate
+    except (ValueError, RuntimeError):  # an M-step from these clusters is degenerate (a LinAlgError is a RuntimeError)
         return Start("perturbed", perturb(machine.plan, base, generator, 0.5))
 
 

@@ -53,7 +53,9 @@ def verify_block(block: Block, program: Program) -> Block:
             if times is None or len(times) not in (len(site.members), 1):
                 faults.append(f"site '{site.name}': {len(site.members)} members but times {times}")
     for latent in block.latents:
-        faults += [f"'{latent.name}' does not live in the shared plate '{p}'" for p in block.plates if p not in latent.plates]
+        faults += [
+            f"'{latent.name}' does not live in the shared plate '{p}'" for p in block.plates if p not in latent.plates
+        ]
     if block.scale is not None and not set(block.scale.dims) <= set(block.plates):
         faults.append(f"the scale varies along {block.scale.dims}, the block's plates are {block.plates}")
     _raise(faults)

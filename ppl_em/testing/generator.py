@@ -156,5 +156,3 @@ class _Draft:
 
 def _event(kind: Family, argument: str, size: int) -> list[int]:
     return [size if n == "K" else int(n) for n in kind.event[argument]]
-
-

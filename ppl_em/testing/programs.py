@@ -141,7 +141,7 @@ class RandomProgram:
                 for name in node.plates:
                     stack.enter_context(plates[name])
                 if node.mask is not None:
-                    stack.enter_context(poutine.mask(mask=node.mask))
+                    stack.enter_context(poutine.mask(mask=node.mask))  # type: ignore[arg-type]
                 rows = [self._rows(params[t], self.tables[t], [index[p] for p in node.parents]) for t in node.tables]
                 family = family_of(node)
                 value = pyro.sample(node.name, family.make(*rows), obs=data.get(node.name))
@@ -177,7 +177,7 @@ class RandomProgram:
         with isolated(seed):
             trace = poutine.trace(self).get_trace({})
         observed = [n.name for n in self.nodes if n.observed]
-        return replace(self, data={name: trace.nodes[name]["value"] for name in observed})
+        return replace(self, data={name: trace.nodes[name].get("value") for name in observed})
 
     def repeated(self, times: int) -> RandomProgram:
         """The program with every element of the outermost plate repeated (only where all sites are in it)."""

@@ -49,7 +49,13 @@ def check_rule(family: type, draw: Draw, *, seeds: Iterable[int] = range(10), **
 
 
 def _check(
-    family: type, start: dict[str, Tensor], options: dict[str, Any], values: Tensor, weights: Tensor, tied: bool, where: str
+    family: type,
+    start: dict[str, Tensor],
+    options: dict[str, Any],
+    values: Tensor,
+    weights: Tensor,
+    tied: bool,
+    where: str,
 ) -> None:
     sample = _sample(start, options, values, weights, tied)
     before = float(sample.log_likelihood(family))

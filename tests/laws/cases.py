@@ -52,7 +52,9 @@ def posed(seed: int) -> tuple[RandomProgram, Plan, dict[str, Tensor]]:
 def probabilities(distribution: torch.distributions.Distribution) -> Tensor:
     """(*plates, K) of a marginal."""
     probs = distribution.probs  # type: ignore[attr-defined]
-    return torch.stack([1 - probs, probs], -1) if not hasattr(distribution, "logits") or _binary(distribution) else probs
+    return (
+        torch.stack([1 - probs, probs], -1) if not hasattr(distribution, "logits") or _binary(distribution) else probs
+    )
 
 
 def _binary(distribution: torch.distributions.Distribution) -> bool:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tests.laws.cases import SEEDS, plan_of, posed, probabilities, program_of, truth_of
-from tests.tolerances import ASCENT, BRUTE_FORCE, EXACT
 
 import ppl_em
 from ppl_em.em.e_step import objective
 from ppl_em.posterior import Posterior
+from tests.laws.cases import SEEDS, plan_of, posed, probabilities, program_of, truth_of
+from tests.tolerances import ASCENT, BRUTE_FORCE, EXACT
 
 
 def steps(count: int, accelerate: bool = False) -> ppl_em.EM:
@@ -27,9 +27,7 @@ def test_4_em_ascends(seed: int, accelerate: bool) -> None:
     program, _, values = posed(seed)
     names = list(program.tables)
     frozen = random.Random(seed).sample(names, len(names) // 3)
-    result = ppl_em.fit(
-        program, program.data, init=values, freeze=frozen, method=steps(12, accelerate), restarts=1
-    )
+    result = ppl_em.fit(program, program.data, init=values, freeze=frozen, method=steps(12, accelerate), restarts=1)
     falls = -result.history.diff()
     assert bool((falls <= ASCENT * (1 + result.history[:-1].abs())).all()), str(program)
     assert result.status is not ppl_em.Status.NOT_MONOTONE
@@ -50,9 +48,7 @@ def test_5_the_objective_is_that_of_the_returned_parameters(seed: int) -> None:
     assert result.objective == pytest.approx(expected, abs=BRUTE_FORCE * (1 + abs(expected)))
     assert result.log_likelihood == result.objective == float(result.history[-1])
     assert len(result.history) == result.num_steps + 1
-    assert result.objective == max(
-        r.objective for r in result.restarts if r.status is not ppl_em.Status.DEGENERATE
-    )
+    assert result.objective == max(r.objective for r in result.restarts if r.status is not ppl_em.Status.DEGENERATE)
 
 
 @settings(max_examples=20)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from hypothesis import given, settings
-from tests.laws.cases import SEEDS, plan_of, posed, probabilities, truth_of
-from tests.tolerances import BRUTE_FORCE, GRADIENT, STATISTICAL
 
 from ppl_em.em.e_step import e_step, expected_log_joint, objective
 from ppl_em.exact.elimination import Elimination
 from ppl_em.posterior import Posterior
+from tests.laws.cases import SEEDS, plan_of, posed, probabilities, truth_of
+from tests.tolerances import BRUTE_FORCE, GRADIENT, STATISTICAL
 
 
 @settings(max_examples=40)

@@ -63,9 +63,7 @@ def frozen(kind: type) -> list[str]:
 def test_one_step_is_the_gradient_of_the_log_likelihood(kind: type) -> None:
     model, x, y = problem(kind)
     start = {f"net$$${n}": p.detach().clone() for n, p in model.named_parameters()}
-    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
-        config_enumerate(model), lambda *args: None, x, y
-    )
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(config_enumerate(model), lambda *args: None, x, y)
     expected = torch.autograd.grad(-loss, list(model.parameters()))
     method = ppl_em.EM(
         max_steps=1,

@@ -47,5 +47,5 @@ def test_the_published_iterates() -> None:
 
 def test_its_maximum() -> None:
     result = ppl_em.fit(linkage, cells(), method=ppl_em.EM(tol=1e-12))
-    assert MAXIMUM == pytest.approx(0.626821498, abs=5e-10)
+    assert pytest.approx(0.626821498, abs=5e-10) == MAXIMUM
     assert float(result.params["p"]) == pytest.approx(MAXIMUM, abs=1e-7)

@@ -88,7 +88,9 @@ def looped_hmm(sequences: list[torch.Tensor], name: str) -> None:
             pyro.sample(f"x_{i}_{t}", emit(z), obs=x)
 
 
-def check(record: dict[str, torch.Tensor], peers: list[str], size: int, model: Callable, *args: Any) -> ppl_em.FitResult:
+def check(
+    record: dict[str, torch.Tensor], peers: list[str], size: int, model: Callable, *args: Any
+) -> ppl_em.FitResult:
     init = {key.removeprefix("init_"): value for key, value in record.items() if key.startswith("init_")}
     seen: dict[int, dict[str, torch.Tensor]] = {}
     method = ppl_em.EM(

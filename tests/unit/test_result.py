@@ -248,7 +248,9 @@ def test_global_latents_are_point_estimates_under_their_prior() -> None:
     assert result.params == {}
     assert result.objective_name == "log_posterior"
     prior = float(dist.Normal(torch.tensor([-1.0, 4.0]), 2.0).log_prob(loc).sum())
-    likelihood = float(dist.MixtureSameFamily(dist.Categorical(torch.ones(2) / 2), dist.Normal(loc, 1.0)).log_prob(X).sum())
+    likelihood = float(
+        dist.MixtureSameFamily(dist.Categorical(torch.ones(2) / 2), dist.Normal(loc, 1.0)).log_prob(X).sum()
+    )
     assert result.log_likelihood == pytest.approx(likelihood, abs=BRUTE_FORCE)
     assert result.objective == pytest.approx(likelihood + prior, abs=BRUTE_FORCE)
     assert result.plan.engine_of("loc") == "point"

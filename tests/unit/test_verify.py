@@ -68,7 +68,8 @@ class Blind(Mixture):
 
 
 @pytest.mark.parametrize(
-    ("engine", "complaint"), [(WrongMixture(), "log Z is off by 0.002"), (Blind(), "log Z"), (WrongChain(), "marginal of 'z_")]
+    ("engine", "complaint"),
+    [(WrongMixture(), "log Z is off by 0.002"), (Blind(), "log Z"), (WrongChain(), "marginal of 'z_")],
 )
 def test_a_wrong_engine_is_refused(engine: object, complaint: str) -> None:
     model, data = (hmm.model, hmm.load()) if isinstance(engine, Chain) else (mixture, X)

@@ -86,9 +86,7 @@ def test_padding_is_not_data(emission: str, golden_plan: Callable) -> None:
     result = ppl_em.fit(hmm.model, x, lengths, model_kwargs=options, restarts=2)
     assert result.num_observations == 4
     # Each series by itself, of its own length, under the same parameters.
-    one_by_one = sum(
-        float(result.log_prob(x[i, :n], **options).sum()) for i, n in enumerate(lengths.tolist())
-    )
+    one_by_one = sum(float(result.log_prob(x[i, :n], **options).sum()) for i, n in enumerate(lengths.tolist()))
     assert result.log_likelihood == pytest.approx(one_by_one, abs=BRUTE_FORCE)
     each = result.log_prob()
     assert each.shape == (4,)
