@@ -344,7 +344,7 @@ def _nats(value: float) -> str:
     return f"{value:.1e} nats" if value < 0.01 else f"{value:.3g} nats"
 
 
-CHECKS = (
+EM_CHECKS = (
     converged,
     monotone,
     stationary,
@@ -358,5 +358,4 @@ CHECKS = (
     predictive,
     calibration,
 )
-"""Checks of an exact fit, in the order of the report. Each takes a result and returns a ``Check``, or None where it does
-not apply; pass ``(*CHECKS, mine)`` to ``diagnose`` to add one."""
+"""Checks of an exact fit, in the order of the report; each is None where it does not apply."""

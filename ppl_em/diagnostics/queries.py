@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 from torch import Tensor
 
+from ppl_em.errors import PplEmError, message
+
 if TYPE_CHECKING:
     from ppl_em.arviz_bridge import Loo
     from ppl_em.diagnostics.bootstrap import Bootstrap
@@ -17,8 +19,12 @@ if TYPE_CHECKING:
     from ppl_em.diagnostics.information import Information
     from ppl_em.diagnostics.laplace import Draws
     from ppl_em.diagnostics.predictive import Pit, PredictiveCheck
+    from ppl_em.diagnostics.particles import Particles
     from ppl_em.diagnostics.profile import Profile
+    from ppl_em.diagnostics.refinement import Gap
+    from ppl_em.diagnostics.simulated_calibration import Ranks
     from ppl_em.result import FitResult
+    from ppl_em.svi.result import ApproximateResult
 
 
 class Uncertainty:
@@ -167,6 +173,43 @@ class Uncertainty:
         from ppl_em.diagnostics.predictive import predictive_check
 
         return predictive_check(self._fit)
+
+    @cached_property
+    def particles(self) -> Particles:
+        """Importance samples of the approximate posterior of the training data, with k-hat and divergence (SVI).
+
+        Raises:
+            PplEmError: the posterior is exact, or data have no weights of their own.
+        """
+        from ppl_em.diagnostics.particles import particles
+
+        return particles(self._approximate())
+
+    @cached_property
+    def gap(self) -> Gap | None:
+        """What the bound loses by the shared encoder and by the family (SVI); None where it cannot be told apart."""
+        from ppl_em.diagnostics.refinement import split_gap
+
+        try:
+            return split_gap(self._approximate())
+        except PplEmError:
+            return None
+
+    @cached_property
+    def calibration(self) -> Ranks:
+        """Ranks of simulated latents among the encoder's draws (SVI).
+
+        Raises:
+            PplEmError: the posterior is exact, or data cannot be simulated.
+        """
+        from ppl_em.diagnostics.simulated_calibration import calibrate
+
+        return calibrate(self._approximate(), self._fit.seed)
+
+    def _approximate(self) -> ApproximateResult:
+        if not hasattr(self, "query"):
+            raise PplEmError(message("the posterior is exact: there is no approximation to judge"))
+        return cast("ApproximateResult", self)
 
     def diagnose(self, checks: Sequence[Callable[[Any], Any]] | None = None) -> Diagnosis:
         """Check what can be trusted about this fit.
