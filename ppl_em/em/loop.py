@@ -223,12 +223,7 @@ def _double(state: State) -> bool:
 
 def _numerical(error: Exception) -> bool:
     text = str(error).lower()
-    return (
-        isinstance(error, torch.linalg.LinAlgError)
-        or "cholesky" in text
-        or "singular" in text
-        or "positive" in text
-    )
+    return "linalg" in type(error).__name__.lower() or any(w in text for w in ("cholesky", "singular", "positive"))
 
 
 class Stopping:

@@ -180,7 +180,7 @@ class Argument:
         for link in self.links:
             source = link.transform.forward(parameters[link.parameter]).reshape(-1)
             part = source[link.index.clamp_min(0)]
-            if link.slope is not None:
+            if link.slope is not None and link.offset is not None:
                 part = part * link.slope + link.offset
             here = link.index >= 0
             base = self.value.tensor.to(part.dtype) if result is None else result
