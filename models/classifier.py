@@ -1,7 +1,7 @@
 """A classifier: plain maximum likelihood, nothing is latent.
 
-Plan: no latents to sum. Linear logits (``hidden=0``, multinomial logistic regression) take Newton steps whose Hessian is
-assembled from their design (iteratively reweighted least squares); a network takes gradient steps. The objective is the
+Plan: no latents to sum. Linear logits (``hidden=0``, multinomial logistic regression) take Newton steps whose Hessian
+is assembled from their design (iteratively reweighted least squares); a network takes gradient steps. The objective is the
 log-likelihood, and no step lowers it.
 Peer: scikit-learn's ``LogisticRegression`` without penalty, the same maximum. The default data are the 32 cars of
 Motor Trend 1974: number of gears by weight and horsepower.

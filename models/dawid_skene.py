@@ -2,8 +2,8 @@
 
 Plan: the true class ``truth`` of each item is summed out by the ``mixture`` engine; class shares and the observers'
 error rates have closed forms, expected counts.
-Peer: Dawid and Skene's own data, the fitness of 45 patients judged by five anaesthetists, the first of them three times;
-crowd-kit's ``DawidSkene`` takes the same steps. Started from majority votes as there, EM ends with class shares 0.40,
+Peer: Dawid and Skene's own data, the fitness of 45 patients judged by five anaesthetists, the first of them three
+times; crowd-kit's ``DawidSkene`` takes the same steps. Started from majority votes as there, EM ends with class shares 0.40,
 0.42, 0.11 and 0.07.
 """
 

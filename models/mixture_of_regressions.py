@@ -1,9 +1,9 @@
 """A mixture of linear regressions: each datum follows one of a few regression lines, and which one is not known.
 
-Plan: the class ``z`` of each datum is summed out by the ``mixture`` engine; the coefficients are weighted least squares,
-weights and residual scales have closed forms.
-Peer: R's flexmix on its own NPreg data, two quadratic regressions. Free maximum likelihood reaches -642.532014 (flexmix,
-which corrects the residual scales for degrees of freedom, stops at -642.545).
+Plan: the class ``z`` of each datum is summed out by the ``mixture`` engine; the coefficients are weighted least
+squares, weights and residual scales have closed forms.
+Peer: R's flexmix on its own NPreg data, two quadratic regressions. Free maximum likelihood reaches -642.532014
+(flexmix, which corrects the residual scales for degrees of freedom, stops at -642.545).
 """
 
 from pathlib import Path

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_em.em.boundary import inside
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.plan import Plan
 
@@ -50,6 +51,6 @@ def _rebuild(plan: Plan, like: Parameters, names: list[str], flat: Tensor) -> Pa
         shape = transform.inv(like[n].detach()).shape
         count = shape.numel()
         piece = flat[at : at + count].reshape(shape)
-        values[n] = transform(piece).to(like[n].dtype)
+        values[n] = inside(plan.program.parameters[n].constraint, transform(piece).to(like[n].dtype))
         at += count
     return values

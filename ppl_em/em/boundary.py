@@ -31,6 +31,32 @@ def outside(constraint: Any, value: Tensor) -> bool:
     return not bool(torch.as_tensor(constraint.check(value)).all())
 
 
+def keep_zeros(constraint: Any, old: Tensor, new: Tensor) -> Tensor:
+    """New probabilities whose zeros are at least those of the old ones: EM never leaves a zero.
+
+    Pyro's categorical densities take a probability of zero for one of 1e-16, so that forbidden events get expected
+    counts of that size.
+
+    Args:
+        constraint: the parameter's support; of others than simplices nothing is changed.
+        old, new: constrained values, any shape.
+
+    Example:
+        >>> keep_zeros(constraints.simplex, torch.tensor([0.0, 1.0]), torch.tensor([1e-16, 1.0]))
+        tensor([0., 1.])
+    """
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    if constraint is not constraints.simplex:
+        return new
+    zero = old == 0
+    if not bool(zero.any()):
+        return new
+    kept = torch.where(zero, 0.0, new)
+    total = kept.sum(-1, keepdim=True)
+    return torch.where(total > 0, kept / total, new)
+
+
 def inside(constraint: Any, value: Tensor) -> Tensor:
     """The value, elements on the open boundary of its constraint moved to the nearest number inside.
 

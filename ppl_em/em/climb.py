@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_em.em.boundary import inside
 from ppl_em.em.closed_form import Parameters
 from ppl_em.em.e_step import EStep, expected_log_joint
 from ppl_em.em.structured import counted_log_joint
@@ -73,7 +74,7 @@ class Newton(Climb):
         best = newton(lambda x: self._q({**parameters, **rebuild(x)}, e), x0, max_steps=NEWTON_STEPS)
         if not float(best.value) >= float(self._q(parameters, e).detach()):
             return {n: parameters[n] for n in self.names}
-        return {n: v.detach() for n, v in rebuild(best.x).items()}
+        return {n: inside(self.constraints[n], v.detach()) for n, v in rebuild(best.x).items()}
 
 
 class Gradient(Climb):
@@ -107,7 +108,7 @@ class Gradient(Climb):
             quasi_newton_ascent(objective, leaves, steps)
         else:
             gradient_ascent(objective, leaves, steps, optimiser)
-        self._last = {n: v.detach().clone() for n, v in self._values().items()}
+        self._last = {n: inside(self.constraints[n], v.detach().clone()) for n, v in self._values().items()}
         return self._last
 
     def _values(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ppl_em.em.boundary import inside, outside
+from ppl_em.em.boundary import inside, keep_zeros, outside
 from ppl_em.em.e_step import EStep
 from ppl_em.em.live_sites import scores_as_run, with_run_values
 from ppl_em.ir import Argument, Factor, Site
@@ -72,7 +72,8 @@ class ClosedForm:
         new = self.assembly.write(sample.proposals, parameters)
         if new is None:
             raise Refused("the same parameter element would have to take two values")
-        new = {n: inside(self.constraints[n], v) for n, v in new.items()}
+        old = {n: parameters[n].detach() for n in new}
+        new = {n: inside(self.constraints[n], keep_zeros(self.constraints[n], old[n], v)) for n, v in new.items()}
         for n, value in new.items():
             if outside(self.constraints[n], value):
                 raise Refused(f"the free maximum of '{n}' lies outside its constraint, {self.constraints[n]}")

@@ -11,10 +11,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from tests.tolerances import TRAJECTORY
 from torch import Tensor
 
 import ppl_em
+from tests.tolerances import TRAJECTORY
 
 STEPS = 20
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
