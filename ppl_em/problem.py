@@ -118,21 +118,10 @@ def pose(
         plan = planned(source)
     for entry in plan.blocks:
         verify_block(entry.block, plan.program)
-    return Problem(
-        source,
-        plan,
-        em,
-        svi,
-        {n: p.init for n, p in plan.program.parameters.items()},
-        init,
-        seed,
-        column_names(args, kwargs),
-        guide,
-        {n: v for n, v in values.items() if n in guide_values},
-        given,
-        loader,
-        tracing,
-    )
+    start = {n: p.init for n, p in plan.program.parameters.items()}
+    guides = {n: v for n, v in values.items() if n in guide_values}
+    columns = column_names(args, kwargs)
+    return Problem(source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing)
 
 
 def _source(
@@ -176,7 +165,9 @@ def find_loader(args: Sequence[Any]) -> int | None:
     """
     found = [i for i, a in enumerate(args) if isinstance(a, DataLoader)]
     if len(found) > 1:
-        raise PlanError(message("more than one DataLoader among the arguments", value=len(found), hint="one loader of tuples"))
+        raise PlanError(
+            message("more than one DataLoader among the arguments", value=len(found), hint="one loader of tuples")
+        )
     return found[0] if found else None
 
 

@@ -52,6 +52,9 @@ class Recorder(Messenger):
             raise ModelError(
                 message("a parameter must be a floating-point tensor", site=name, value=init.dtype, hint="adding .0")
             )
+        elif isinstance(init, Tensor):
+            # Pyro makes the very tensor that it is given require gradients, where the constraint lets it.
+            msg["args"] = (msg["args"][0], init.detach().clone(), *msg["args"][2:])
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, value = msg["name"], msg["value"]
