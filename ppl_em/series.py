@@ -29,9 +29,11 @@ class SeriesQueries:
         raise NotImplementedError
 
     def probabilities(self, name: str) -> Tensor:
+        """Posterior probabilities of a latent's values."""
         raise NotImplementedError
 
     def mode(self) -> dict[str, Tensor]:
+        """The jointly most probable assignment."""
         raise NotImplementedError
 
     def path(self, name: str | None = None) -> Any:

@@ -31,7 +31,8 @@ class Outer:
         self.slices, self.engine = slices, Elimination()
         outside = set(slices.outer)
         self.sites = tuple(s for s in block.sites if s.scope and set(s.scope) <= outside)
-        chain = Site(CHAIN, "factor", slices.outer, slices.plates, slices.batch, (), None, {}, Factor(torch.zeros(()), ()))
+        zero = Factor(torch.zeros(()), ())
+        chain = Site(CHAIN, "factor", slices.outer, slices.plates, slices.batch, (), None, {}, zero)
         latents = tuple(z for z in block.latents if z.name in outside)
         self.block = replace(
             block, latents=latents, sites=(*self.sites, chain), scale=None, alive={}, slices=None, times={}

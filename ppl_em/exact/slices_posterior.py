@@ -100,8 +100,9 @@ class SlicesPosterior(SlicesTime):
         """
         slices = self.slices
         if any(self.block.latent(z).plates != slices.plates for z in slices.outer):
+            names = ", ".join(slices.outer)
             raise EngineError(
-                message("the k best assignments of chains that share a latent", site=", ".join(slices.outer), hint="mode()")
+                message("the k best assignments of chains that share a latent", site=names, hint="mode()")
             )
         chain = self._open()
         paths, scores = k_best(chain.init, chain.trans, chain.obs, k)

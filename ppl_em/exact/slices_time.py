@@ -119,8 +119,8 @@ class SlicesTime(SlicesMarginals):
         sites = [s for s in self.block.sites if s.role == "latent" and any(d in slices.now for d in s.scope)]
         own = [s for s in sites if not is_pair(slices, s) and not set(s.scope) & set(self.hidden)]
         own = [s for s in own if int(self.block.times[s.name][-1]) == len(slices.table) - 1]
-        varies = (trans.dim() > 2 and trans.shape[-3] != 1) or any(slices.time in self._factors[s.name].dims for s in own)
-        if varies:
+        varies = any(slices.time in self._factors[s.name].dims for s in own)
+        if varies or (trans.dim() > 2 and trans.shape[-3] != 1):
             raise EngineError(
                 message("transitions that vary over time say nothing about later steps", site=next(iter(slices.home)))
             )

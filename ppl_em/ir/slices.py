@@ -1,4 +1,4 @@
-"""Latents grouped into slices of time, so that factors touch neighbouring slices only: a chain over their joint state."""
+"""Latents grouped into slices of time, so that factors touch neighbours only: a chain over their joint state."""
 
 from __future__ import annotations
 
