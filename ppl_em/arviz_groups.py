@@ -221,6 +221,8 @@ def _latents(result: FitResult, program: Program) -> Variables:
             marginal = posterior.marginal(name)
         except PplEmError:  # not summed: its estimate stands among the parameters
             continue
+        if not hasattr(marginal, "probs"):  # a continuous latent has no states
+            continue
         probs = marginal.probs.detach().cpu()
         if isinstance(marginal, torch.distributions.Bernoulli):
             probs = torch.stack([1 - probs, probs], -1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 RECONSTRUCTIONS = 50
 #: Sample statements run for predictive draws, and elements kept of them, at most.
 LARGEST_RUN, LARGEST_KEPT = 2e4, 2e7
-#: Columns of vector-valued observations that are looked at one by one.
+#: Columns of vector-valued observations that are looked at one by one; of wider ones, their mean and spread.
 MOST_COLUMNS = 12
 
 
@@ -117,7 +117,8 @@ def predictive_check(result: FitResult) -> PredictiveCheck:
     source = result._source_for(())
     marginal = result._predictive_draws
     plan = result._plan_for(())
-    given = result.predict(num_samples=RECONSTRUCTIONS, seed=result.seed) if plan.blocks else {}
+    latent = plan.blocks or plan.approximated
+    given = result.predict(num_samples=RECONSTRUCTIONS, seed=result.seed) if latent else {}
     with isolated(source.seed), torch.no_grad():
         records = run_program(source.model, source.args, source.kwargs, parameters=result._values).records
     observed = {n: r for n, r in records.items() if r.role == "observed" and n in marginal}
@@ -131,7 +132,10 @@ def predictive_check(result: FitResult) -> PredictiveCheck:
         again = torch.cat([_rows(observed[m], given[m]) for m in members], 1)[:, keep] if given else drawn[:0]
         count = seen.shape[1]
         columns = next((tuple(c) for c in result._columns if len(c) == count), tuple(str(i) for i in range(count)))
-        discrete = bool(getattr(first.fn.support, "is_discrete", False))
+        wide = first.fn.event_shape.numel() > MOST_COLUMNS
+        if wide:
+            columns = tuple(f"{what} of {first.fn.event_shape.numel()}" for what in ("mean", "spread"))
+        discrete = bool(getattr(first.fn.support, "is_discrete", False)) and not wide
         sites.append(
             SiteCheck(name, columns if count > 1 else ("",), seen, drawn, again, discrete, len(members) > 1)
         )
@@ -160,7 +164,8 @@ def _families(records: Mapping[str, Record]) -> dict[str, list[str]]:
 def _rows(record: Any, values: Tensor) -> Tensor:
     """Values (S, *batch, *event) as (S, rows, columns)."""
     event = record.fn.event_shape.numel() if 0 < len(record.fn.event_shape) else 1
-    return values.detach().double().reshape(len(values), -1, event)[..., :MOST_COLUMNS]
+    rows = values.detach().double().reshape(len(values), -1, event)
+    return rows if event <= MOST_COLUMNS else torch.stack([rows.mean(-1), rows.std(-1)], -1)
 
 
 def _kept(record: Any) -> Tensor:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ppl_em.svi.result import ApproximateResult
 
 #: Data that are refined, gradient steps, rate, draws per step, and draws by which the outcome is judged.
-NUM_DATA, STEPS, RATE, PER_STEP, JUDGED = 100, 300, 0.03, 4, 200
+NUM_DATA, STEPS, RATE, PER_STEP, JUDGED = 100, 150, 0.05, 2, 200
 
 
 @dataclass(frozen=True)

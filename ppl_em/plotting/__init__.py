@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ppl_em.errors import PplEmError, message
+from ppl_em.plotting.codes import codes, divergence, images
 from ppl_em.plotting.convergence import history, restarts
 from ppl_em.plotting.data import data, series
 from ppl_em.plotting.estimates import parameters, profile
@@ -27,6 +28,9 @@ KINDS: dict[str, Callable[..., None]] = {
     "data": data,
     "series": series,
     "latents": latents,
+    "codes": codes,
+    "divergence": divergence,
+    "images": images,
     "predictive": predictive,
     "reconstruction": reconstruction,
     "loo": loo,
@@ -42,7 +46,9 @@ def plot(result: FitResult, kind: str, ax: Any = None, **options: Any) -> Any:
         kind: ``"history"`` (objective by step), ``"restarts"`` (where each start ended), ``"parameters"`` (estimates
             with intervals; ``name=`` of the parameter), ``"profile"`` (profile likelihood; ``name=`` and ``place=``),
             ``"data"`` (observations by component, with the components' contours), ``"series"`` (a time series coloured
-            by state), ``"latents"`` (posterior probabilities of the states), ``"predictive"`` and
+            by state), ``"latents"`` (posterior probabilities of the states), ``"codes"`` (posterior means that an
+            encoder gives the data), ``"divergence"`` (information in each of its dimensions), ``"images"`` (square
+            images, reconstructed and drawn anew), ``"predictive"`` and
             ``"reconstruction"`` (data against draws), ``"loo"`` (k-hat per datum), ``"pit"`` (calibration).
         ax: the axis; a new figure by default.
         options: of the figure, e.g. ``columns=(0, 2)`` for ``"data"``.

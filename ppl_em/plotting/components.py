@@ -39,6 +39,8 @@ class Components:
 
 def find_components(result: FitResult) -> Components | None:
     """The first observed site with one value (or vector) for each element of one latent; None if there is none."""
+    if result.log_likelihood is None:
+        return None
     plan = result._plan_for(())
     posterior = result.posterior()
     for entry in plan.blocks:

@@ -22,6 +22,8 @@ def latents(result: FitResult, ax: Any, name: str | None = None) -> None:
         name: the latent, or the family of a chain; the first by default.
     """
     plan = result._plan_for(())
+    if result.log_likelihood is None:
+        raise PplEmError(message("the posterior is approximate", hint='plot("codes")'))
     posterior = result.posterior()
     for entry in plan.blocks:
         axis = entry.block.axis

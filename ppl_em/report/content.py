@@ -72,7 +72,7 @@ def _sections(values: dict[str, Any], pictures: dict[str, list[Figure]]) -> tupl
         ("data", "Data"),
         ("parameters", "Parameters"),
         ("predictive", "Predictive checks"),
-        ("loo", "Leave-one-out"),
+        ("loo", "Held-out data" if "bits" in values["loo"] else "Leave-one-out"),
         ("latents", "Latents"),
         ("convergence", "Convergence"),
         ("calibration", "Calibration"),
@@ -139,6 +139,9 @@ def _parameters(result: FitResult) -> list[dict[str, Any]]:
 
 
 def _loo(result: FitResult) -> dict[str, Any]:
+    if result.log_likelihood is None:
+        held = list(getattr(result, "held_out", ()))
+        return {"held_out": max(held) if held else None, "bits": getattr(result, "bits_per_value", None)}
     try:
         found = result.loo
     except PplEmError as error:
@@ -153,6 +156,8 @@ def _loo(result: FitResult) -> dict[str, Any]:
 
 
 def _latents(result: FitResult) -> list[dict[str, Any]]:
+    if result.log_likelihood is None:
+        return _table(lambda: _codes(result))
     posterior = result.posterior()
     rows = []
     for entry in result.plan.blocks:
@@ -161,18 +166,29 @@ def _latents(result: FitResult) -> list[dict[str, Any]]:
             probs = posterior.probabilities(latent.name) if axis is None else posterior.path(latent.name).probs
             flat = probs.reshape(-1, probs.shape[-1])
             label = latent.name if axis is None else f"{axis.states[0]} … {axis.states[-1]}"
-            rows.append(
-                {
-                    "latent": label,
-                    "engine": entry.engine.name,
-                    "elements": len(flat),
-                    "shares": flat.mean(0).tolist(),
-                    "certainty": float(flat.amax(-1).mean()),
-                }
-            )
+            shares = ", ".join(f"{100 * s:.3g} %" for s in flat.mean(0).tolist()[:12]) + (" …" if flat.shape[1] > 12 else "")
+            certainty = f"{100 * float(flat.amax(-1).mean()):.3g} %"
+            row = {"latent": label, "engine": entry.engine.name, "elements": len(flat)}
+            rows.append({**row, "share of each value": shares, "mean certainty": certainty})
             if len(rows) >= MOST_ROWS:
                 return rows
     return rows
+
+
+def _codes(result: FitResult) -> list[dict[str, Any]]:
+    """Latents that are drawn from an approximate posterior."""
+    plan, drawn = result._plan_for(()), result.particles
+    return [
+        {
+            "latent": name,
+            "engine": plan.approximated.get(name, ""),
+            "elements": len(drawn.means[name]),
+            "nats per datum": float(carried.sum()),
+            "dimensions used": len(carried) - sum(n.split("[")[0] == name for n in drawn.unused()),
+            "dimensions": len(carried),
+        }
+        for name, carried in drawn.divergences.items()
+    ]
 
 
 def _restarts(result: FitResult) -> list[dict[str, Any]]:
@@ -189,6 +205,9 @@ def _restarts(result: FitResult) -> list[dict[str, Any]]:
 
 
 def _calibration(result: FitResult) -> list[dict[str, Any]]:
+    if result.log_likelihood is None:
+        ranks = result.calibration
+        return [{"column": n, "distance": ranks.distance(n), "band": ranks.band} for n in ranks.values]
     return [{"column": n, "distance": p.distance, "band": p.band} for n, p in result.loo_pit.items()]
 
 

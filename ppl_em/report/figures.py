@@ -51,7 +51,7 @@ def figures(result: FitResult) -> dict[str, list[Figure]]:
             *(_one(result, "reconstruction", "small", "Latents given the data (reconstruction)", **c) for c in columns),
         ],
         "loo": [_one(result, "loo")],
-        "latents": [_one(result, "latents")],
+        "latents": [_one(result, "latents"), _one(result, "codes"), _one(result, "divergence")],
         "convergence": [_one(result, "history"), _one(result, "restarts") if len(result.restarts) > 1 else None],
         "calibration": [_one(result, "pit")],
     }
@@ -94,7 +94,7 @@ def _one(result: FitResult, kind: str, size: str = "plain", group: str = "", **o
 def _data(result: FitResult) -> list[Figure | None]:
     found = find_components(result)
     if found is None:
-        return []
+        return [_one(result, "images", "wide")]
     steps = next((len(e.block.axis.states) for e in result.plan.blocks if e.block.axis is not None), 0)
     if steps:
         shown = min(MOST_SERIES, len(found.observed) // steps)

@@ -53,6 +53,7 @@ def render(content: Content) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = number
+    environment.filters["heads"] = lambda row: [(key, key) for key in row]
     environment.filters["image"] = lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
     page = environment.get_template("report.html.jinja")
     return page.render(c=content.values, figures=content.figures, sections=content.sections)

@@ -13,7 +13,7 @@ from scipy import stats
 
 import ppl_em
 from models import gmm
-from ppl_em.diagnostics import CHECKS, Check, Outcome
+from ppl_em.diagnostics import CHECKS, EM_CHECKS, Check, Outcome
 from ppl_em.em.updates import ClosedForm
 from ppl_em.mstep import weighted_mle
 from ppl_em.mstep.registry import Rule
@@ -33,7 +33,7 @@ def test_a_good_fit_passes_everything(faithful, no_footprint) -> None:
     assert found.ok and found.outcome is Outcome.PASS
     assert found.verdict == "This fit can be trusted: all 8 checks passed."
     assert list(found.table().columns) == ["outcome", "question", "found", "wanted", "advice"]
-    assert len(found.table()) == len(CHECKS) == 12
+    assert len(found.table()) == len(EM_CHECKS) == 12
     assert "✓ pass      Has it converged?" in str(found)
     assert "<td" in found._repr_html_()
 

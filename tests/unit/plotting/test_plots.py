@@ -30,7 +30,8 @@ def fits() -> dict[str, ppl_em.FitResult]:
         torch.set_default_dtype(before)
 
 
-MISSING = {"mixture": {"series"}, "chain": {"loo", "pit"}}
+AMORTISED = {"codes", "divergence", "images"}
+MISSING = {"mixture": {"series", *AMORTISED}, "chain": {"loo", "pit", *AMORTISED}}
 OPTIONS = {"profile": {"mixture": {"name": "weights", "place": (0,)}, "chain": {"name": "rate", "place": (0,)}}}
 
 
