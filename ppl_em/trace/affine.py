@@ -81,38 +81,127 @@ def make_design(
         transform: the link function found by :func:`affine_link`.
         latents: names of the enumerated latents.
     """
-    count = sum(leaves[n].numel() for n in sources)
-    if argument.event_dim != (0 if transform.elementwise else 1) or count * argument.tensor.numel() > MAX_ELEMENTS:
+    if argument.event_dim != (0 if transform.elementwise else 1):
         return None
     cells = tuple(d for d in argument.dims if d in latents)
     data = tuple(d for d in argument.dims if d not in latents)
     value = argument.align((*cells, *data))
     shape = tuple(value.shape[: len(argument.dims)])
     event = 0 if transform.elementwise else value.shape[-1]
-    rows = math.prod(shape[: len(cells)]) * max(event, 1)
-    columns = []
-    for name in sources:
-        leaf = leaves[name]
-        units = torch.eye(leaf.numel(), dtype=leaf.dtype).reshape(-1, *leaf.shape)
-        for (column,) in directional_derivatives([value], leaf, list(units)):
-            column = _linearised(column, value.detach(), transform)
-            column = _sparsest(column).movedim(-1, len(cells)) if event else column
-            columns.append(column.reshape(rows, -1))
-    design = torch.stack(columns, -1)  # (G, N, P)
-    theta = torch.cat([leaves[n].detach().reshape(-1) for n in sources])
-    linear = design @ theta
+    rows = math.prod(shape[: len(cells)])
+    used = [leaves[n] for n in sources]
+    if event:
+        found = _categories(value, used, rows, len(cells), transform)
+    else:
+        found = _columns(value, used, rows, transform)
+    if found is None:
+        return None
+    index, features = found
+    theta = torch.cat([leaf.detach().reshape(-1) for leaf in used])
+    by_cell = torch.where(index >= 0, theta[index.clamp_min(0)], 0.0)
+    linear = (features @ by_cell[..., None])[..., 0]
     offset = _inverse(value.detach(), transform)
     offset = offset.movedim(-1, len(cells)) if event else offset
-    offset = offset.reshape(rows, -1) - linear
+    offset = offset.reshape(len(index), -1) - linear
     if event:
         by_category = offset.reshape(-1, event, offset.shape[-1])
         offset = (by_category - by_category[:, :1]).reshape(offset.shape)
     scale = 1e-9 if offset.dtype == torch.float64 else 1e-4
     none = bool((offset.abs() <= scale * (1 + linear.abs())).all())
-    index, features = _by_cell(design)
-    return Design(
-        tuple(sources), index, features, None if none else offset, cells, data, shape, transform, event
-    )
+    alike = bool((index >= 0).all()) and all(torch.equal(features[0], f) for f in features[1:])
+    features = features[:1].clone() if alike else features
+    return Design(tuple(sources), index, features, None if none else offset, cells, data, shape, transform, event)
+
+
+def _columns(
+    value: Tensor, leaves: Sequence[Tensor], rows: int, transform: Transform
+) -> tuple[Tensor, Tensor] | None:
+    """Coefficients (G, F) of each cell and their features (G, N, F).
+
+    Coefficients that share no cell are differentiated by together (a mixture of K regressions on F covariates takes F
+    derivatives, not K · F).
+
+    Reference:
+        Curtis, A., Powell, M. & Reid, J. (1974). On the estimation of sparse Jacobian matrices. IMA J. Appl. Math. 13.
+    """
+    by_cell = value.reshape(rows, -1)
+    seed = torch.zeros_like(by_cell, requires_grad=True)
+    pulled = torch.autograd.grad(by_cell, leaves, seed, create_graph=True, allow_unused=True)
+    touched = torch.stack([_touched(by_cell, leaves, g) for g in range(rows)])  # (G, P)
+    width = max(int(touched.sum(1).max()), 1)
+    if width * by_cell.numel() > MAX_ELEMENTS:
+        return None
+    index = torch.full((rows, width), -1, dtype=torch.int64)
+    features = by_cell.detach().new_zeros(rows, by_cell.shape[1], width)
+    filled = [0] * rows
+    for together in _apart(touched):
+        tangent = _joint_derivative(pulled, seed, leaves, together)
+        tangent = _linearised(tangent, by_cell.detach(), transform)
+        for p in together:
+            for g in touched[:, p].nonzero()[:, 0].tolist():
+                index[g, filled[g]] = p
+                features[g, :, filled[g]] = tangent[g]
+                filled[g] += 1
+    return index, features
+
+
+def _touched(by_cell: Tensor, leaves: Sequence[Tensor], cell: int) -> Tensor:
+    """Whether each coefficient (P,) has a part in a cell: a random combination of its data depends on it."""
+    generator = torch.Generator().manual_seed(cell)
+    mix = torch.randn(by_cell.shape[1], generator=generator, dtype=torch.float64).to(by_cell)
+    found = torch.autograd.grad(by_cell[cell], leaves, mix, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+    return torch.cat([g.reshape(-1) for g in parts]) != 0
+
+
+def _apart(touched: Tensor) -> list[list[int]]:
+    """Coefficients in groups whose members share no cell, each cell's in ascending order."""
+    groups: list[list[int]] = []
+    taken: list[Tensor] = []
+    for p in touched.any(0).nonzero()[:, 0].tolist():
+        mine = touched[:, p]
+        place = next((i for i, cells in enumerate(taken) if not bool((cells & mine).any())), None)
+        if place is None:
+            groups.append([p])
+            taken.append(mine.clone())
+        else:
+            groups[place].append(p)
+            taken[place] |= mine
+    return groups
+
+
+def _joint_derivative(
+    pulled: Sequence[Tensor | None], seed: Tensor, leaves: Sequence[Tensor], chosen: Sequence[int]
+) -> Tensor:
+    """Directional derivative along several coefficients at once."""
+    flat = torch.zeros(sum(leaf.numel() for leaf in leaves), dtype=leaves[0].dtype, device=leaves[0].device)
+    flat[list(chosen)] = 1.0
+    directions = flat.split([leaf.numel() for leaf in leaves])
+    live = [
+        (g, d.reshape(x.shape).to(x))
+        for g, d, x in zip(pulled, directions, leaves, strict=True)
+        if g is not None and g.requires_grad
+    ]
+    if not live:
+        return torch.zeros_like(seed)
+    outputs, tangents = zip(*live, strict=True)
+    (result,) = torch.autograd.grad(outputs, seed, tangents, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(seed) if result is None else result
+
+
+def _categories(
+    value: Tensor, leaves: Sequence[Tensor], rows: int, inner: int, transform: Transform
+) -> tuple[Tensor, Tensor] | None:
+    """As :func:`_columns` for log-odds of E categories, each a cell of its own."""
+    if sum(leaf.numel() for leaf in leaves) * value.numel() > MAX_ELEMENTS:
+        return None
+    columns = []
+    for leaf in leaves:
+        units = torch.eye(leaf.numel(), dtype=leaf.dtype).reshape(-1, *leaf.shape)
+        for (column,) in directional_derivatives([value], leaf, list(units)):
+            column = _sparsest(_linearised(column, value.detach(), transform))
+            columns.append(column.movedim(-1, inner).reshape(rows * value.shape[-1], -1))
+    return _by_cell(torch.stack(columns, -1))
 
 
 def _sparsest(column: Tensor) -> Tensor:
@@ -133,7 +222,7 @@ def _inverse(value: Tensor, transform: Transform) -> Tensor:
 
 
 def _by_cell(design: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep, for each cell, the coefficients that it uses; share the features where all cells have the same."""
+    """Keep, for each cell, the coefficients that it uses."""
     used = (design != 0).any(1)  # (G, P)
     width = int(used.sum(1).max())
     index = torch.full((len(used), max(width, 1)), -1, dtype=torch.int64)
@@ -142,6 +231,4 @@ def _by_cell(design: Tensor) -> tuple[Tensor, Tensor]:
         chosen = row.nonzero()[:, 0]
         index[g, : len(chosen)] = chosen
         features[g, :, : len(chosen)] = design[g][:, chosen]
-    if bool((used.sum(1) == width).all()) and all(torch.equal(features[0], f) for f in features[1:]):
-        features = features[:1].clone()
     return index, features

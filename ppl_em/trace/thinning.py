@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.ir import Argument, Factor, Link, Plate, Site
+from ppl_em.ir.design import Design
 from ppl_em.trace.peel import Peeled
 from ppl_em.trace.record import Record, version_of
 
@@ -48,7 +49,7 @@ class Thinning:
 
     def site(self, site: Site) -> Site:
         """A site with these elements only."""
-        if not any(p in self.index for p in site.plates) or any(a.design for a in site.arguments.values()):
+        if not any(p in self.index for p in site.plates):
             return site
         arguments = {n: self._argument(a) for n, a in site.arguments.items()}
         mask = None if site.mask is None else self.factor(site.mask)
@@ -63,7 +64,19 @@ class Thinning:
             )
             assert index is not None
             links.append(Link(link.parameter, index, link.transform, slope, offset))
-        return replace(argument, value=self.factor(argument.value), links=tuple(links))
+        design = None if argument.design is None else self._design(argument.design)
+        return replace(argument, value=self.factor(argument.value), links=tuple(links), design=design)
+
+    def _design(self, design: Design) -> Design:
+        """A linear predictor at these elements; data dimensions are thinned where they are large."""
+        sizes = design.shape[len(design.cells) :]
+        features = self._tensor(design.features.unflatten(1, sizes), ("", *design.data)) if sizes else design.features
+        offset = design.offset
+        if offset is not None and sizes:
+            offset = self._tensor(offset.unflatten(1, sizes), ("", *design.data)).flatten(1)
+        kept = tuple(features.shape[1:-1]) if sizes else sizes
+        shape = (*design.shape[: len(design.cells)], *kept)
+        return replace(design, features=features.flatten(1, -2) if sizes else features, offset=offset, shape=shape)
 
     def _tensor(self, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
         for axis, dim in enumerate(dims):
