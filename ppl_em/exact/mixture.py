@@ -34,6 +34,10 @@ class Mixture(Elimination):
         wide = max(math.prod(block.sizes[d] for d in s.dims) for s in block.sites)
         return Cost(6.0 * elements + 2.0 * wide * len(block.sites), 8.0 * (2 * elements + wide))
 
+    def within(self, block: Block, max_bytes: float, max_flops: float) -> Mixture:
+        """There is nothing to slice."""
+        return self
+
     def expected(self, block: Block, factors: Mapping[str, Factor]) -> Expected:
         """Responsibilities; every site of the block has the same ones."""
         latent = block.latents[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,15 +116,29 @@ class Factor:
         return Factor(self.align(dims) * other.align(dims), dims)
 
 
+class _LogSumExp(torch.autograd.Function):
+    """``torch.logsumexp`` that keeps no copies for the backward pass; its derivative is zero where all is −inf."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+        total = torch.logsumexp(tensor, dims, keepdim=True)
+        ctx.save_for_backward(tensor, total)
+        ctx.dims = dims
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        tensor, total = ctx.saved_tensors
+        total = torch.where(torch.isfinite(total), total, torch.zeros_like(total))
+        return grads[0] * (tensor - total).exp(), None
+
+
 def logsumexp(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """``torch.logsumexp`` whose gradient is zero, not NaN, where everything summed is −inf."""
-    top = tensor.detach().amax(dim, keepdim=True)
-    top = torch.where(torch.isfinite(top), top, torch.zeros_like(top))
-    total = (tensor - top).exp().sum(dim)
-    top = top.reshape(total.shape)
-    impossible = total == 0
-    safe = torch.where(impossible, torch.ones_like(total), total)
-    return torch.where(impossible, torch.full_like(total, -torch.inf), safe.log() + top)
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    total = _LogSumExp.apply(tensor, dims)
+    positions = {d % tensor.dim() for d in dims}
+    return total.reshape([n for i, n in enumerate(tensor.shape) if i not in positions])
 
 
 def add_all(factors: Iterable[Factor]) -> Factor:
