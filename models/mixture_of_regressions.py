@@ -36,9 +36,7 @@ def model(x, y, num_components=2):
         y: response, shape (n,).
         num_components: number of regressions, K.
     """
-    weights = pyro.param(
-        "weights", x.new_ones(num_components) / num_components, constraint=constraints.simplex
-    )
+    weights = pyro.param("weights", x.new_ones(num_components) / num_components, constraint=constraints.simplex)
     coef = pyro.param("coef", lambda: spread(x, y, num_components))
     scale = pyro.param("scale", y.std().repeat(num_components), constraint=constraints.positive)
     with pyro.plate("data", len(y)):

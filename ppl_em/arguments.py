@@ -26,9 +26,7 @@ def as_tensors(value: Any) -> Any:
     if isinstance(value, pd.DataFrame):
         bad = [str(c) for c in value.columns if not pd.api.types.is_numeric_dtype(value[c])]
         if bad:
-            raise DataError(
-                message("columns are not numeric", value=", ".join(bad), hint="df.select_dtypes('number')")
-            )
+            raise DataError(message("columns are not numeric", value=", ".join(bad), hint="df.select_dtypes('number')"))
         return _tensor(value.to_numpy())
     if isinstance(value, (pd.Series, pd.Index)):
         if not pd.api.types.is_numeric_dtype(value):

@@ -83,17 +83,11 @@ def dataset(
     for name, (dims, value) in variables.items():
         array = np.asarray(value)
         if array.ndim != len(dims):
-            raise DataError(
-                message("dimension names do not fit the array", site=name, value=f"{dims}, {array.shape}")
-            )
+            raise DataError(message("dimension names do not fit the array", site=name, value=f"{dims}, {array.shape}"))
         arrays[names[name]] = (tuple(rename[dim] for dim in dims), array)
-    sizes = {
-        dim: size for dims, array in arrays.values() for dim, size in zip(dims, array.shape, strict=True)
-    }
+    sizes = {dim: size for dims, array in arrays.values() for dim, size in zip(dims, array.shape, strict=True)}
     labels = {
-        rename[dim]: _labels(dim, value, sizes[rename[dim]])
-        for dim, value in (coords or {}).items()
-        if dim in rename
+        rename[dim]: _labels(dim, value, sizes[rename[dim]]) for dim, value in (coords or {}).items() if dim in rename
     }
     return xr.Dataset(arrays, coords=labels, attrs=encode(attrs or {}))
 
@@ -124,8 +118,6 @@ def _labels(dim: str, value: Any, size: int) -> np.ndarray:
     array = np.asarray(value)
     if array.shape != (size,):
         raise DataError(
-            message(
-                "coordinates do not fit the dimension", site=dim, value=f"shape {array.shape}, size {size}"
-            )
+            message("coordinates do not fit the dimension", site=dim, value=f"shape {array.shape}, size {size}")
         )
     return np.asarray([str(label) for label in array]) if array.dtype.kind in "OUT" else array

@@ -56,8 +56,7 @@ def to_arviz(result: FitResult) -> Any:
     """
     groups: dict[str, Variables] = {
         "point_estimate": {
-            name: _array(value, (), name)
-            for name, value in {**result.params, **result.point_estimates}.items()
+            name: _array(value, (), name) for name, value in {**result.params, **result.point_estimates}.items()
         },
         "em_trace": {"objective": (("step",), result.history.numpy())},
         "em_restarts": _restarts(result),

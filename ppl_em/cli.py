@@ -52,9 +52,7 @@ class Precision(StrEnum):
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL.py[:function]", help="File that defines a Pyro program ('model' unless named)."
-    ),
+    typer.Argument(metavar="MODEL.py[:function]", help="File that defines a Pyro program ('model' unless named)."),
 ]
 DataOption = Annotated[
     Path | None,
@@ -79,9 +77,7 @@ def fit(
     columns: ColumnsOption = None,
     arg: ArgOption = None,
     method: MethodOption = Method.auto,
-    restarts: Annotated[
-        int | None, typer.Option(min=1, help="Number of starts (default: the method's).")
-    ] = None,
+    restarts: Annotated[int | None, typer.Option(min=1, help="Number of starts (default: the method's).")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     dtype: PrecisionOption = Precision.float64,
     force: ForceOption = False,
@@ -128,9 +124,7 @@ def explain(
         program, args, kwargs = _problem(model, data, columns, arg)
         import ppl_em
 
-        plan = ppl_em.explain(
-            program.model, *args, guide=program.guide, method=method.value, model_kwargs=kwargs
-        )
+        plan = ppl_em.explain(program.model, *args, guide=program.guide, method=method.value, model_kwargs=kwargs)
     typer.echo(json.dumps(plan.to_dict(), indent=2, default=str) if as_json else str(plan))
 
 

@@ -38,9 +38,7 @@ def read_arguments(
     if load is None:
         return () if path is None else (read_table(path, columns),)
     if columns is not None:
-        raise DataError(
-            message("columns cannot be chosen", why="the model file reads the data by its own 'load'")
-        )
+        raise DataError(message("columns cannot be chosen", why="the model file reads the data by its own 'load'"))
     try:
         loaded = load() if path is None else load(path)
     except PplEmError:
@@ -72,9 +70,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     if kind in (".csv", ".txt"):
         return _numeric(_read_csv(path), path, columns)
     raise FileError(
-        message(
-            "unknown kind of data file", value=path, hint="a .csv or .npy file, or a 'load' in the model file"
-        )
+        message("unknown kind of data file", value=path, hint="a .csv or .npy file, or a 'load' in the model file")
     )
 
 
@@ -110,23 +106,17 @@ def _numeric(table: pd.DataFrame, path: Path, columns: Sequence[str] | None) -> 
     if columns is None:
         chosen = table.select_dtypes(["number", "bool"])
         if chosen.shape[1] == 0:
-            raise DataError(
-                message("no numeric column in the CSV file", value=path, why=f"it has {_names(table)}")
-            )
+            raise DataError(message("no numeric column in the CSV file", value=path, why=f"it has {_names(table)}"))
     else:
         missing = [name for name in columns if name not in table.columns]
         if missing:
             raise DataError(
-                message(
-                    f"no column named {', '.join(missing)}", value=path, why=f"the file has {_names(table)}"
-                )
+                message(f"no column named {', '.join(missing)}", value=path, why=f"the file has {_names(table)}")
             )
         chosen = table.loc[:, list(columns)]
         words = [name for name in chosen if not pd.api.types.is_numeric_dtype(chosen[name])]
         if words:
-            raise DataError(
-                message(f"column {', '.join(words)} is not numeric", value=path, hint="columns of numbers")
-            )
+            raise DataError(message(f"column {', '.join(words)} is not numeric", value=path, hint="columns of numbers"))
     return pd.DataFrame(chosen.astype(float))
 
 

@@ -48,13 +48,9 @@ def mixture(x: torch.Tensor, num_components: int = 2) -> None:
         num_components: Number of components.
     """
     n, d = x.shape
-    weights = pyro.param(
-        "weights", torch.ones(num_components) / num_components, constraint=constraints.simplex
-    )
+    weights = pyro.param("weights", torch.ones(num_components) / num_components, constraint=constraints.simplex)
     loc = pyro.param("loc", x[:num_components].clone())
-    cov = pyro.param(
-        "cov", torch.eye(d).repeat(num_components, 1, 1), constraint=constraints.positive_definite
-    )
+    cov = pyro.param("cov", torch.eye(d).repeat(num_components, 1, 1), constraint=constraints.positive_definite)
     with pyro.plate("eruption", n):
         z = pyro.sample("z", dist.Categorical(weights))
         pyro.sample("x", dist.MultivariateNormal(loc[z], covariance_matrix=cov[z]), obs=x)
@@ -144,9 +140,7 @@ def ellipse(loc: np.ndarray, cov: np.ndarray, mass: float, num_points: int = 200
 def _echo_progress(result: FitResult, echo: Callable[[str], Any]) -> None:
     """Prints about eight of the objective's values on the way."""
     steps = len(result.history) - 1
-    shown = sorted(
-        {*np.unique(np.geomspace(1, max(steps, 1), 7).astype(int)).tolist(), 0} & {*range(steps + 1)}
-    )
+    shown = sorted({*np.unique(np.geomspace(1, max(steps, 1), 7).astype(int)).tolist(), 0} & {*range(steps + 1)})
     echo("step  log-likelihood")
     for step in shown:
         echo(f"{step:4d}  {float(result.history[step]):14.6f}")

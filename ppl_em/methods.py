@@ -113,7 +113,15 @@ class SVI:
 
     def __post_init__(self) -> None:
         _positive("max_steps", self.max_steps, zero=True)
-        for name in ("lr", "num_particles", "batch_size", "num_data", "patience", "check_every", "evaluation_particles"):
+        for name in (
+            "lr",
+            "num_particles",
+            "batch_size",
+            "num_data",
+            "patience",
+            "check_every",
+            "evaluation_particles",
+        ):
             _positive(name, getattr(self, name))
         _one_of("schedule", self.schedule, ("cosine", "constant"))
         _one_of("loss", self.loss, ("elbo", "iwae"))

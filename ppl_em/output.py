@@ -144,9 +144,7 @@ def read_run(directory: Path) -> dict[str, Any]:
         return json.loads((directory / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FileError(
-            message(
-                "not the output of a fit", value=directory, why=str(error), hint="the --out of 'ppl-em fit'"
-            )
+            message("not the output of a fit", value=directory, why=str(error), hint="the --out of 'ppl-em fit'")
         ) from error
 
 

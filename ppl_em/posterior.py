@@ -57,9 +57,7 @@ class Posterior(SeriesQueries):
         if name in self._steps:
             return self._at(self._steps[name])
         if name not in self._home:
-            raise PplEmError(
-                message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}")
-            )
+            raise PplEmError(message("not a latent that was summed", site=name, hint=f"one of {sorted(self._home)}"))
         return self._at(self._home[name])
 
     def _at(self, index: int) -> BlockPosterior:
@@ -191,8 +189,7 @@ class Posterior(SeriesQueries):
             for site in block.sites:
                 joint = joint + score(block, site, self._factors[site.name], chosen)
             total += float(
-                joint
-                - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum()
+                joint - posterior.log_z.expand({p: block.sizes[p] for p in block.plates}).tensor.double().sum()
             )
         return total
 

@@ -39,11 +39,7 @@ class Progress:
     def update(self, start: int, state: Any) -> None:
         """Show a state of a start."""
         now = time.monotonic()
-        if (
-            not self.show
-            or now - self._began < self.delay
-            or (now - self._last < 0.1 and state.status is None)
-        ):
+        if not self.show or now - self._began < self.delay or (now - self._last < 0.1 and state.status is None):
             return
         if self._bar is None:
             from tqdm import tqdm

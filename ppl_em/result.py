@@ -162,9 +162,7 @@ class FitResult(Queries, Uncertainty):
 
     def _likelihood(self, name: str) -> float:
         if self.log_likelihood is None:
-            raise PplEmError(
-                message(f"{name} needs an exact log-likelihood", hint="estimate_log_likelihood()")
-            )
+            raise PplEmError(message(f"{name} needs an exact log-likelihood", hint="estimate_log_likelihood()"))
         return self.log_likelihood
 
     # tables and files ----------------------------------------------------------------------------------------
@@ -223,9 +221,7 @@ class FitResult(Queries, Uncertainty):
         import html
 
         table = self.summary()
-        return (
-            f"<div><p>{html.escape(str(self)).replace(chr(10), '<br>')}</p>{table.to_html(max_rows=40)}</div>"
-        )
+        return f"<div><p>{html.escape(str(self)).replace(chr(10), '<br>')}</p>{table.to_html(max_rows=40)}</div>"
 
 
 def _observations(plan: Plan) -> int:

@@ -14,7 +14,9 @@ class Status(Enum):
     OUT_OF_STEPS = "The fit ran out of steps before the estimated remaining gain fell below the tolerance."
     ALL_STEPS = "All steps that were asked for were taken; convergence was not tested."
     DEGENERATE = "A component collapsed: its likelihood is unbounded, and the fit stopped before numbers overflowed."
-    NOT_MONOTONE = "A step lowered the objective beyond rounding: an M-step rule or an engine is wrong for this program."
+    NOT_MONOTONE = (
+        "A step lowered the objective beyond rounding: an M-step rule or an engine is wrong for this program."
+    )
     NON_FINITE = "The objective became infinite or undefined."
     INTERRUPTED = "The fit was interrupted; the best values so far are returned."
     STOPPED = "A callback asked the fit to stop."

@@ -67,9 +67,7 @@ def hmmlearn() -> Run:
     symbols, lengths = values.reshape(-1, 1), [T] * N
 
     def run(num_steps: int) -> Finish:
-        hmm = CategoricalHMM(
-            K, n_features=V, n_iter=num_steps, tol=-np.inf, init_params="", implementation="scaling"
-        )
+        hmm = CategoricalHMM(K, n_features=V, n_iter=num_steps, tol=-np.inf, init_params="", implementation="scaling")
         hmm.startprob_, hmm.transmat_, hmm.emissionprob_ = (
             start[name].copy() for name in ("initial", "transition", "emission")
         )

@@ -139,9 +139,7 @@ def _simplex(name: str, value: Tensor) -> Chart:
     return Chart(name, value, len(where), to_value, from_value, zeros, ones, ~active.reshape(value.shape))
 
 
-def _cholesky(
-    name: str, value: Tensor, root: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor]
-) -> Chart:
+def _cholesky(name: str, value: Tensor, root: Callable[[Tensor], Tensor], finish: Callable[[Tensor], Tensor]) -> Chart:
     """Lower-triangular factors relative to the estimate's: coordinates do not depend on the data's units."""
     factor = root(value)
     size = factor.shape[-1]
@@ -163,7 +161,16 @@ def _cholesky(
 
     positive = eye.expand(value.shape)
     low = torch.where(positive, 0.0, -torch.inf).to(value)
-    return Chart(name, value, count, to_value, from_value, low, torch.full_like(value, torch.inf), torch.zeros_like(value, dtype=torch.bool))
+    return Chart(
+        name,
+        value,
+        count,
+        to_value,
+        from_value,
+        low,
+        torch.full_like(value, torch.inf),
+        torch.zeros_like(value, dtype=torch.bool),
+    )
 
 
 def _by_rank(name: str, value: Tensor, transform: Any) -> Chart:
@@ -182,4 +189,6 @@ def _by_rank(name: str, value: Tensor, transform: Any) -> Chart:
         return basis @ (transform.inv(x).reshape(-1) - flat)
 
     infinite = torch.full_like(value, torch.inf)
-    return Chart(name, value, len(basis), to_value, from_value, -infinite, infinite, torch.zeros_like(value, dtype=torch.bool))
+    return Chart(
+        name, value, len(basis), to_value, from_value, -infinite, infinite, torch.zeros_like(value, dtype=torch.bool)
+    )

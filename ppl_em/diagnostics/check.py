@@ -120,7 +120,13 @@ class Diagnosis:
     def table(self) -> pd.DataFrame:
         """One row for each check."""
         rows = [
-            {"outcome": c.outcome.value, "question": c.question, "found": c.found, "wanted": c.wanted, "advice": c.advice}
+            {
+                "outcome": c.outcome.value,
+                "question": c.question,
+                "found": c.found,
+                "wanted": c.wanted,
+                "advice": c.advice,
+            }
             for c in self.checks
         ]
         return pd.DataFrame(rows, index=pd.Index([c.name for c in self.checks], name="check"))
@@ -134,18 +140,22 @@ class Diagnosis:
         for c in self.checks:
             lines.append(f"  {SIGNS[c.outcome]} {c.outcome.value:<8}  {c.question}")
             lines.append(f"              found {c.found}; wanted {c.wanted}")
-            if c.advice and not c.outcome is Outcome.PASS:
+            if c.advice and c.outcome is not Outcome.PASS:
                 lines.append(f"              next: {c.advice}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f'<tr><td style="color:{COLOURS[c.outcome]};white-space:nowrap">{SIGNS[c.outcome]} {c.outcome.value}</td>'
-            + "".join(f'<td style="text-align:left">{html.escape(t)}</td>' for t in (c.question, c.found, c.wanted, c.advice))
+            + "".join(
+                f'<td style="text-align:left">{html.escape(t)}</td>' for t in (c.question, c.found, c.wanted, c.advice)
+            )
             + "</tr>"
             for c in self.checks
         )
-        head = "".join(f'<th style="text-align:left">{h}</th>' for h in ("", "question", "found", "wanted", "what to do"))
+        head = "".join(
+            f'<th style="text-align:left">{h}</th>' for h in ("", "question", "found", "wanted", "what to do")
+        )
         return f"<p><b>{html.escape(self.verdict)}</b></p><table><tr>{head}</tr>{rows}</table>"
 
 

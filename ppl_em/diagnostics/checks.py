@@ -157,7 +157,9 @@ def restarts(result: FitResult) -> Check | None:
         found += f" ({dropped} were dropped early)"
     better = max(r.objective for r in complete) > result.objective + SAME_HEIGHT
     good = same >= 2 and not better
-    return Check("restarts", question, _outcome(good), found, wanted, f"fit(..., restarts={more})", value=same, threshold=2)
+    return Check(
+        "restarts", question, _outcome(good), found, wanted, f"fit(..., restarts={more})", value=same, threshold=2
+    )
 
 
 def _same_point(result: FitResult, best: list) -> tuple[int, int]:
@@ -272,7 +274,9 @@ def missing_information(result: FitResult) -> Check | None:
     if result.log_likelihood is None or not result._plan_for(()).blocks or not result.information.coordinates.size:
         return None
     rate = fraction_of_missing_information(result)
-    slow = f": plain EM needs about {math.log(1e-6) / math.log(rate):.0f} steps for six digits" if 0.5 < rate < 1 else ""
+    slow = (
+        f": plain EM needs about {math.log(1e-6) / math.log(rate):.0f} steps for six digits" if 0.5 < rate < 1 else ""
+    )
     return Check(
         "missing information",
         "How much information do the latents hide?",

@@ -80,7 +80,9 @@ class Coordinates:
     @property
     def fixed(self) -> Tensor:
         """Elements (elements,) that lie on the boundary of their constraint and have no standard error."""
-        return torch.cat([c.fixed.reshape(-1) for c in self.charts]) if self.charts else torch.zeros(0, dtype=torch.bool)
+        return (
+            torch.cat([c.fixed.reshape(-1) for c in self.charts]) if self.charts else torch.zeros(0, dtype=torch.bool)
+        )
 
     def split(self, u: Tensor) -> list[Tensor]:
         """Coordinates of each chart."""

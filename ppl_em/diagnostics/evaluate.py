@@ -32,7 +32,9 @@ def _by_datum(plan: Plan, values: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _map(plan: Plan, coordinates: Coordinates, points: Tensor, function: Callable[[Plan, Mapping[str, Tensor]], Tensor]) -> Tensor:
+def _map(
+    plan: Plan, coordinates: Coordinates, points: Tensor, function: Callable[[Plan, Mapping[str, Tensor]], Tensor]
+) -> Tensor:
     """A function of constrained values over rows of coordinates: vectorised where the program admits it."""
     if not coordinates.modules and all(s.lowered for s in plan.sites()):
         largest = max((b.bytes / 8 for b in plan.blocks), default=1e5)

@@ -141,7 +141,11 @@ def observed_information(result: FitResult) -> Information:
     coordinates = Coordinates.at(plan.program, result._values)
     value, gradient, matrix = hessian(lambda values: objective(plan, values), coordinates, coordinates.origin)
     if not bool(torch.isfinite(matrix).all()):
-        raise PplEmError(message("the second derivative of the objective is not finite", hint="freeze=(...) for parameters at a boundary"))
+        raise PplEmError(
+            message(
+                "the second derivative of the objective is not finite", hint="freeze=(...) for parameters at a boundary"
+            )
+        )
     return Information(plan, coordinates, -matrix, gradient, value)
 
 
@@ -162,7 +166,11 @@ def covariance(information: Information, kind: str = "observed") -> Tensor:
     plan = information.plan
     if not separate(plan):
         raise PplEmError(
-            message("the sandwich form needs independent data", why="the likelihood is not a product over a data plate", hint='kind="observed"')
+            message(
+                "the sandwich form needs independent data",
+                why="the likelihood is not a product over a data plate",
+                hint='kind="observed"',
+            )
         )
     coordinates = information.coordinates
     scores = jacobian(lambda v: contributions(plan, v, scaled=True), coordinates, coordinates.origin)

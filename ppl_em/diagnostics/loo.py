@@ -38,7 +38,9 @@ def log_likelihood_draws(information: Information, draws: Draws) -> Tensor:
     count = plan.program.plates[plate].size
     if count * len(draws.coordinates) > LARGEST:
         raise PplEmError(
-            message("too many data for leave-one-out", value=count, why=f"{len(draws.coordinates)} draws of each are kept")
+            message(
+                "too many data for leave-one-out", value=count, why=f"{len(draws.coordinates)} draws of each are kept"
+            )
         )
     return log_likelihoods(plan, information.coordinates, draws.coordinates)
 

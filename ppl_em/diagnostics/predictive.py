@@ -136,9 +136,7 @@ def predictive_check(result: FitResult) -> PredictiveCheck:
         if wide:
             columns = tuple(f"{what} of {first.fn.event_shape.numel()}" for what in ("mean", "spread"))
         discrete = bool(getattr(first.fn.support, "is_discrete", False)) and not wide
-        sites.append(
-            SiteCheck(name, columns if count > 1 else ("",), seen, drawn, again, discrete, len(members) > 1)
-        )
+        sites.append(SiteCheck(name, columns if count > 1 else ("",), seen, drawn, again, discrete, len(members) > 1))
     reliable = "_draws" in result.__dict__ and result._draws.reliable
     return PredictiveCheck(tuple(sites), reliable)
 
@@ -163,7 +161,7 @@ def _families(records: Mapping[str, Record]) -> dict[str, list[str]]:
 
 def _rows(record: Any, values: Tensor) -> Tensor:
     """Values (S, *batch, *event) as (S, rows, columns)."""
-    event = record.fn.event_shape.numel() if 0 < len(record.fn.event_shape) else 1
+    event = record.fn.event_shape.numel() if len(record.fn.event_shape) > 0 else 1
     rows = values.detach().double().reshape(len(values), -1, event)
     return rows if event <= MOST_COLUMNS else torch.stack([rows.mean(-1), rows.std(-1)], -1)
 

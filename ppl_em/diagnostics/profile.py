@@ -118,7 +118,9 @@ class _Search:
         label = name + (f"[{','.join(map(str, place))}]" if place else "")
         labels = element_labels(name, chart.origin.shape)
         if label not in labels:
-            raise PplEmError(message("no such element", site=name, value=place, why=f"its shape is {tuple(chart.origin.shape)}"))
+            raise PplEmError(
+                message("no such element", site=name, value=place, why=f"its shape is {tuple(chart.origin.shape)}")
+            )
         index = labels.index(label)
         start = sum(c.origin.numel() for c in charts[:i])
         error = float(elements(information)[1][start + index])

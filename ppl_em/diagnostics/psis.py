@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-
 #: Log-ratios that differ by less than this are equal: the proposal is the target.
 EQUAL = 1e-6
 

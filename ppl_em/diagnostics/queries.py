@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ppl_em.diagnostics.check import Diagnosis
     from ppl_em.diagnostics.information import Information
     from ppl_em.diagnostics.laplace import Draws
-    from ppl_em.diagnostics.predictive import Pit, PredictiveCheck
     from ppl_em.diagnostics.particles import Particles
+    from ppl_em.diagnostics.predictive import Pit, PredictiveCheck
     from ppl_em.diagnostics.profile import Profile
     from ppl_em.diagnostics.refinement import Gap
     from ppl_em.diagnostics.simulated_calibration import Ranks

@@ -81,7 +81,11 @@ def calibrate(result: ApproximateResult, seed: int = 0) -> Ranks:
     kwargs = {k: _replaced(v, observed) for k, v in batch.kwargs.items()}
     if observed:
         raise PplEmError(
-            message("an observed value is not an argument of the model", site=next(iter(observed)), hint="pyro.sample(..., obs=argument)")
+            message(
+                "an observed value is not an argument of the model",
+                site=next(iter(observed)),
+                hint="pyro.sample(..., obs=argument)",
+            )
         )
     fresh = result.query(*args, **kwargs)
     below: dict[str, Tensor] = {n: torch.zeros_like(drawn[n].value, dtype=torch.float64) for n in latents}

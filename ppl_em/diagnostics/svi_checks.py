@@ -52,7 +52,9 @@ def stopped_rising(result: FitResult) -> Check | None:
     found = f"it rose by {slope:.3g} ± {2 * error:.2g} nats over the last {len(tail)} steps"
     if result.status is Status.HELD_OUT:
         found += "; the held-out bound had stopped rising"
-    return Check("bound", question, _outcome(good), found, wanted, advice, value=slope, threshold=max(2 * error, negligible))
+    return Check(
+        "bound", question, _outcome(good), found, wanted, advice, value=slope, threshold=max(2 * error, negligible)
+    )
 
 
 def settled(result: FitResult) -> Check | None:

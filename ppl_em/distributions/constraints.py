@@ -82,9 +82,7 @@ class padded_labels(Constraint):  # noqa: N801 - constraints are spelled in lowe
         longest = int(self.lengths.max()) if self.lengths is not None and self.lengths.numel() else 0
         if longest > value.shape[-1]:
             hint = "padding the sequences to the longest length"
-            raise DataError(
-                message(f"a length exceeds the width {value.shape[-1]}", value=longest, hint=hint)
-            )
+            raise DataError(message(f"a length exceeds the width {value.shape[-1]}", value=longest, hint=hint))
         valid = self.check(value)
         if not bool(valid.all()):
             what = f"{int((~valid).sum())} sequences hold entries outside 0 … {self.num_labels - 1}"

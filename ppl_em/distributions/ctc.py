@@ -71,14 +71,8 @@ class CTC(StructuredDistribution):
     ) -> None:
         if logits.dim() < 2 or not 0 <= blank < logits.shape[-1]:
             what = f"logits must be (…, T, C) with the blank {blank} among the C classes"
-            raise ModelError(
-                message(what, site="logits", value=tuple(logits.shape), hint="frames, then classes, last")
-            )
-        if (
-            input_lengths is not None
-            and input_lengths.numel()
-            and int(input_lengths.max()) > logits.shape[-2]
-        ):
+            raise ModelError(message(what, site="logits", value=tuple(logits.shape), hint="frames, then classes, last"))
+        if input_lengths is not None and input_lengths.numel() and int(input_lengths.max()) > logits.shape[-2]:
             what = f"an input length exceeds the {logits.shape[-2]} frames"
             raise ModelError(
                 message(what, site="input_lengths", value=int(input_lengths.max()), hint="lengths in frames")
@@ -170,9 +164,7 @@ class CTC(StructuredDistribution):
         """The M-step of free logits: log of the normalised counts; frames without counts keep theirs."""
         count = counts["logits"]
         total = count.sum(-1, keepdim=True)
-        return {
-            "logits": torch.where(total > 0, (count / total.masked_fill(total == 0, 1)).log(), self.logits)
-        }
+        return {"logits": torch.where(total > 0, (count / total.masked_fill(total == 0, 1)).log(), self.logits)}
 
     def expected_log_prob(self, counts: Mapping[str, Tensor]) -> Tensor:
         """Q, the posterior expectation of the log-probability of labels and alignment.
@@ -195,9 +187,7 @@ class CTC(StructuredDistribution):
         # Two recursions of three exponentials and a logarithm for each state; a softmax and its backward
         # pass.
         flops = sequences * frames * (60.0 * states + 20.0 * classes)
-        return HiddenCost(
-            flops, float(sequences * frames * (2 * states + 4 * classes) * self.logits.element_size())
-        )
+        return HiddenCost(flops, float(sequences * frames * (2 * states + 4 * classes) * self.logits.element_size()))
 
     def _frames(self) -> Tensor:
         if self.input_lengths is not None:

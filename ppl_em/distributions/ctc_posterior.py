@@ -61,9 +61,7 @@ class CTCPosterior:
             where = [tuple(index) for index in impossible.reshape(batch_shape).nonzero().tolist()][:5]
             what = f"{int(impossible.sum())} label sequences have no alignment, so they have no posterior"
             why = "there are fewer frames than labels and blanks between equal labels, or a class is excluded"
-            raise DataError(
-                message(what, value=f"batch indices {where}", why=why, hint="more frames for each label")
-            )
+            raise DataError(message(what, value=f"batch indices {where}", why=why, hint="more frames for each label"))
         return CTCPosterior(log_probs, spelling, log_z, batch_shape)
 
     @property

@@ -154,9 +154,7 @@ def _recursive_log_z(log_probs: Tensor, spelling: Spelling) -> Tensor:
     frame = (spelling.input_lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, scores.shape[2])
     log_z = (scores.gather(1, frame).squeeze(1) + spelling.final().to(scores.dtype)).logsumexp(-1)
     log_z = torch.where(spelling.feasible(), log_z, FLOOR)
-    return torch.where(
-        spelling.input_lengths == 0, torch.where(spelling.target_lengths == 0, 0.0, FLOOR), log_z
-    )
+    return torch.where(spelling.input_lengths == 0, torch.where(spelling.target_lengths == 0, 0.0, FLOOR), log_z)
 
 
 def _by_recursion(leaf: Tensor, spelling: Spelling, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,9 +42,7 @@ def sample_label_sequences(
     return result
 
 
-def _path_given_length(
-    log_probs: Tensor, input_lengths: Tensor, target_lengths: Tensor, blank: int
-) -> Tensor:
+def _path_given_length(log_probs: Tensor, input_lengths: Tensor, target_lengths: Tensor, blank: int) -> Tensor:
     """Draws a class for each frame given the number of labels, (B, T)."""
     b, frames, classes = log_probs.shape
     onward = _onward(log_probs, input_lengths, target_lengths, blank)

@@ -50,9 +50,7 @@ def sample_sentences(
     return result.reshape(*shape, width)
 
 
-def _derive(
-    root: Tensor, rules: Tensor, root_rows: Tensor, rule_rows: Tensor, nt: int
-) -> tuple[Tensor, Tensor]:
+def _derive(root: Tensor, rules: Tensor, root_rows: Tensor, rule_rows: Tensor, nt: int) -> tuple[Tensor, Tensor]:
     """Rewrites all nonterminals at once until none is left; returns preterminals and their draws."""
     s = rules.shape[-1]
     owners = torch.arange(len(root_rows), device=root.device)
@@ -88,9 +86,7 @@ def _derive_given_length(
         parsed = parse(root[[r]].double(), rules[[g]].double(), anything, length)
         if bool(parsed.log_z.isneginf().any()):
             hint = "other lengths, or a root that holds preterminals for one word"
-            raise ModelError(
-                message("the grammar has no sentence of that length", site="lengths", value=n, hint=hint)
-            )
+            raise ModelError(message("the grammar has no sentence of that length", site="lengths", value=n, hint=hint))
         spans = parsed.chart.by_start.log() + parsed.chart.scale_by_start.unsqueeze(-1)
         tables = (parsed.root[0], parsed.rules[0], anything[0, 0])
         root_log, rules_log, words_log = (x.log().cpu().numpy() for x in tables)

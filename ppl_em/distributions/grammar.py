@@ -79,9 +79,7 @@ class Grammar:
         split = [s.split() if isinstance(s, str) else list(s) for s in sentences]
         if unknown := sorted({word for words in split for word in words} - number.keys()):
             value = ", ".join(unknown[:5])
-            raise DataError(
-                message("words that the grammar does not have", value=value, hint="adding rules for them")
-            )
+            raise DataError(message("words that the grammar does not have", value=value, hint="adding rules for them"))
         width = max((len(words) for words in split), default=0)
         rows = [[number[word] for word in words] + [-1] * (width - len(words)) for words in split]
         return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), width)

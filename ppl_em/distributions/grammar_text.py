@@ -81,9 +81,7 @@ def _read_line(line: str) -> list[tuple[str, tuple[str, ...], float | None]]:
         if kind == "bar":
             if not children:
                 why = "the normal form has no empty words"
-                raise ModelError(
-                    message("a rule without children", value=line, why=why, hint="removing empty rules")
-                )
+                raise ModelError(message("a rule without children", value=line, why=why, hint="removing empty rules"))
             rules.append((parent, tuple(children), prob))
             children, prob = [], None
         elif prob is not None or kind == "arrow":
@@ -102,9 +100,7 @@ def _tokens(line: str) -> list[tuple[str, str]]:
     while position < len(line.rstrip()):
         match = _TOKEN.match(line, position)
         if match is None or match.lastgroup is None:
-            raise ModelError(
-                message(f"cannot read '{line[position:]}'", value=line, hint="A -> B 'word' [0.5]")
-            )
+            raise ModelError(message(f"cannot read '{line[position:]}'", value=line, hint="A -> B 'word' [0.5]"))
         tokens.append((match.lastgroup, match[match.lastgroup]))
         position = match.end()
     return tokens
@@ -116,9 +112,7 @@ def _probability(content: str, line: str) -> float:
     except ValueError:
         prob = -1.0
     if not 0 <= prob <= 1:
-        raise ModelError(
-            message(f"'{content}' is no probability", value=line, hint="a number between 0 and 1")
-        )
+        raise ModelError(message(f"'{content}' is no probability", value=line, hint="a number between 0 and 1"))
     return prob
 
 
@@ -136,7 +130,5 @@ def _with_probabilities(raw: list[tuple[str, tuple[str, ...], float | None]]) ->
             hint = "probabilities that sum to one"
             raise ModelError(message(f"the rules of '{parent}' do not sum to one", value=total, hint=hint))
         pairs = zip(rules, probs, strict=True)
-        productions += [
-            Production(parent, children, prob / total) for (children, _), prob in pairs if prob > 0
-        ]
+        productions += [Production(parent, children, prob / total) for (children, _), prob in pairs if prob > 0]
     return productions

@@ -51,9 +51,7 @@ def from_text(text: str, dtype: torch.dtype | None = None) -> Grammar:
     kept = _reachable(flat.names.index(start), binary)
     wide, single = [a for a in kept if binary[a]], [a for a in kept if lexical[a]]
     if not wide:
-        raise ModelError(
-            message("the grammar has only sentences of one word", hint="a rule with two children")
-        )
+        raise ModelError(message("the grammar has only sentences of one word", hint="a rule with two children"))
     vocabulary = tuple(dict.fromkeys(word for a in single for word in lexical[a]))
     share = _shares(wide, single, branching)
     rules = np.zeros((len(wide), share.shape[1], share.shape[1]))
@@ -135,9 +133,7 @@ def _flatten(productions: list[Production]) -> FlatGrammar:
 def _sum_chains(flat: FlatGrammar) -> Floats:
     """Returns (I − U)⁻¹, the expected visits to each symbol by chains of unary rules."""
     if max(abs(np.linalg.eigvals(flat.unary))) > 1 - 1e-12:
-        raise ModelError(
-            message("a cycle of unary rules has probability one", hint="a rule that leaves the cycle")
-        )
+        raise ModelError(message("a cycle of unary rules has probability one", hint="a rule that leaves the cycle"))
     closure = np.linalg.inv(np.eye(len(flat.names)) - flat.unary)
     reachable = np.linalg.matrix_power(np.eye(len(flat.names)) + (flat.unary > 0), len(flat.names)) > 0
     return np.where(reachable, closure, 0.0)

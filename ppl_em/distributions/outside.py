@@ -97,9 +97,7 @@ def _edges(chart: Chart, adjoint: Tensor, by_start: Tensor, w: int, m: int) -> N
     by_start[:, :m, :n, w - 1] += (last @ chart.from_right[:, :m, w - 1 :]).squeeze(-2)
 
 
-def _interior(
-    chart: Chart, block: Tensor, adjoint: Tensor, by_start: Tensor, by_end: Tensor, w: int, m: int
-) -> Tensor:
+def _interior(chart: Chart, block: Tensor, adjoint: Tensor, by_start: Tensor, by_end: Tensor, w: int, m: int) -> Tensor:
     """Passes the adjoints of width w to pairs of wider children; returns the derivative by the rules."""
     num_words, (g, nt) = chart.num_words, block.shape[:2]
     ratios = split_ratios(chart, w, m)[..., 1:-1, None]

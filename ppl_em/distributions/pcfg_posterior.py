@@ -36,9 +36,7 @@ class PCFGPosterior:
     emissions: Tensor
 
     @staticmethod
-    def of(
-        layout: Layout, root: Tensor, rules: Tensor, terminals: Tensor, emissions: Tensor
-    ) -> PCFGPosterior:
+    def of(layout: Layout, root: Tensor, rules: Tensor, terminals: Tensor, emissions: Tensor) -> PCFGPosterior:
         """Parses the arranged sentences; raises DataError where one cannot be derived."""
         terminals = terminals.double()
         parsed = parse(root.double(), rules.double(), terminals, layout.lengths)

@@ -81,9 +81,7 @@ class StructuredDistribution(TorchDistribution):
         Returns:
             Floating-point operations and bytes.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} does not predict its cost. Try defining hidden_cost."
-        )
+        raise NotImplementedError(f"{type(self).__name__} does not predict its cost. Try defining hidden_cost.")
 
     def expected_counts(self, value: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Posterior expectation of how often each probability was used: θ · ∂ log Z / ∂ θ.
@@ -110,9 +108,7 @@ class StructuredDistribution(TorchDistribution):
             log_z = self._with_arguments(leaves).log_prob(value)
             weighted = log_z if weights is None else log_z * weights.detach()
             total = weighted.where(log_z.isfinite(), 0).sum()
-            gradients = torch.autograd.grad(
-                total, list(leaves.values()), materialize_grads=True, allow_unused=True
-            )
+            gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True, allow_unused=True)
         pairs = zip(leaves.items(), gradients, strict=True)
         return {name: leaf.detach() * grad.where(leaf != 0, 0) for (name, leaf), grad in pairs}
 
@@ -129,9 +125,7 @@ class StructuredDistribution(TorchDistribution):
         for name, count in counts.items():
             dims = tuple(range(-self._row_dims(name), 0))
             total = count.sum(dims, keepdim=True)
-            updated[name] = torch.where(
-                total > 0, count / total.masked_fill(total == 0, 1), getattr(self, name)
-            )
+            updated[name] = torch.where(total > 0, count / total.masked_fill(total == 0, 1), getattr(self, name))
         return updated
 
     def expected_log_prob(self, counts: Mapping[str, Tensor]) -> Tensor:

@@ -38,9 +38,7 @@ class EStep:
         return self.log_likelihood + self.log_prior
 
 
-def site_factors(
-    plan: Plan, parameters: Mapping[str, Tensor], sites: list[Site] | None = None
-) -> dict[str, Factor]:
+def site_factors(plan: Plan, parameters: Mapping[str, Tensor], sites: list[Site] | None = None) -> dict[str, Factor]:
     """Log-factor of each (stacked) site: from links where possible, else from one run of the program."""
     sites = plan.sites() if sites is None else sites
     factors = {s.name: s.log_factor(parameters) for s in sites if s.lowered}

@@ -38,9 +38,7 @@ def _filled(plan: Plan, site: Site, values: Mapping[str, Factor]) -> Site:
     return replace(site, arguments=arguments)
 
 
-def scores_as_run(
-    plan: Plan, sites: Sequence[Site], filled: Sequence[Site], parameters: Mapping[str, Tensor]
-) -> bool:
+def scores_as_run(plan: Plan, sites: Sequence[Site], filled: Sequence[Site], parameters: Mapping[str, Tensor]) -> bool:
     """Whether the sites' densities, rebuilt from these arguments, equal those of a run of the program."""
     found = plan.program.evaluate(parameters, tuple(s.members[0] for s in sites))
     for site, mine in zip(sites, filled, strict=True):

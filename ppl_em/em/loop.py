@@ -134,9 +134,7 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         yield replace(state, status=Status.NON_FINITE)
         return
     if settings.max_steps == 0 or not machine.updaters:
-        yield replace(
-            state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0
-        )
+        yield replace(state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0)
         return
     stopping = Stopping(settings.tol, state.objective)
     recent: list[Parameters] = [start]
@@ -209,9 +207,7 @@ def _terminal(machine: Machine, previous: State, state: State) -> tuple[Status |
     where = collapsed(machine.plan, state.parameters, machine.watched)
     if where:
         return Status.DEGENERATE, where
-    slack = (
-        ROUNDING * (1 + abs(previous.objective)) if _double(state) else 1e-4 * (1 + abs(previous.objective))
-    )
+    slack = ROUNDING * (1 + abs(previous.objective)) if _double(state) else 1e-4 * (1 + abs(previous.objective))
     if machine.settings.e_step == "exact" and state.objective < previous.objective - slack:
         return Status.NOT_MONOTONE, f"by {previous.objective - state.objective:.3g} nats at step {state.step}"
     return None, ""

@@ -51,9 +51,7 @@ def _matches(updater: ClosedForm, block: Any) -> bool:
     data = block.latents[0].plates if block.axis is None else (*block.plates, block.axis.time)
     if updater.family.__name__ not in LOWERINGS:
         return False
-    return all(
-        k.rows == (state,) and set(k.data) == set(data) and not k.own for k in updater.assembly.layouts
-    )
+    return all(k.rows == (state,) and set(k.data) == set(data) and not k.own for k in updater.assembly.layouts)
 
 
 def prove(

@@ -41,9 +41,7 @@ def data_start(machine: Machine, base: Parameters, generator: torch.Generator, k
     weights: dict[str, Weights] = {s.name: Weights(s.scale or Factor(torch.ones(()), ())) for s in plan.plain}
     for entry in plan.blocks:
         weights.update(_block_weights(entry.engine, entry.block, generator, kind))
-    return machine.maximise(
-        perturb(plan, base, generator, 0.1, only_gradient=machine), EStep(0.0, 0.0, weights)
-    )
+    return machine.maximise(perturb(plan, base, generator, 0.1, only_gradient=machine), EStep(0.0, 0.0, weights))
 
 
 def perturb(
@@ -80,9 +78,7 @@ def perturb(
     return moved
 
 
-def _block_weights(
-    engine: object, block: Block, generator: torch.Generator, kind: str
-) -> Mapping[str, Weights]:
+def _block_weights(engine: object, block: Block, generator: torch.Generator, kind: str) -> Mapping[str, Weights]:
     """Expected weights of a block whose observations are replaced by soft cluster labels."""
     stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
     unary = _labelled_site(block)
@@ -162,9 +158,7 @@ def _labels(
         for s in block.sites
         if s.role == "observed" and s.scope == (state,) and set(dims) <= set(s.value.dims) and s.mask is None
     ] or [site]
-    columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [
-        _features(site, dims, shape)
-    ]
+    columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [_features(site, dims, shape)]
     features = torch.cat(columns, 1)
     spread = features.std(0, correction=0)
     features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -192,9 +186,7 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
 def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10) -> Tensor:
     """Labels (N,) of Lloyd's algorithm from a k-means++ seeding, on features (N, F)."""
     count = len(features)
-    picked = (
-        torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
-    )
+    picked = torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
     seen = features[picked]
     centres = seen[torch.randint(len(seen), (1,), generator=generator)]
     for _ in range(clusters - 1):

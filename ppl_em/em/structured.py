@@ -74,9 +74,7 @@ def expected_counts(plan: Plan, parameters: Mapping[str, Tensor], weights: Mappi
     """
     sites = structured_sites(plan)
     found = distributions(plan, sites, parameters)
-    return {
-        s.name: found[s.name].expected_counts(value_of(s), _weights(plan, s, weights[s.name])) for s in sites
-    }
+    return {s.name: found[s.name].expected_counts(value_of(s), _weights(plan, s, weights[s.name])) for s in sites}
 
 
 def with_counts(plan: Plan, parameters: Mapping[str, Tensor], e: EStep) -> EStep:
@@ -93,14 +91,10 @@ def refuse_variants(plan: Plan, kind: str) -> None:
     if plan.structured:
         why = "its hidden structure is summed inside its density"
         hint = 'EM(e_step="exact")'
-        raise PlanError(
-            message(f'e_step="{kind}" cannot be had', site=plan.structured[0].name, why=why, hint=hint)
-        )
+        raise PlanError(message(f'e_step="{kind}" cannot be had', site=plan.structured[0].name, why=why, hint=hint))
 
 
-def counted_log_joint(
-    plan: Plan, sites: Sequence[Site], counts: Counts, parameters: Mapping[str, Tensor]
-) -> Tensor:
+def counted_log_joint(plan: Plan, sites: Sequence[Site], counts: Counts, parameters: Mapping[str, Tensor]) -> Tensor:
     """Q restricted to structured sites, under fixed counts; differentiable in the parameters."""
     total = torch.zeros((), dtype=torch.float64)
     found = distributions(plan, sites, parameters)

@@ -51,9 +51,7 @@ def broken_tables(
     return _drawn(updaters, base, generator, size)
 
 
-def _drawn(
-    updaters: Sequence[Any], base: Parameters, generator: torch.Generator, size: float | None
-) -> Parameters:
+def _drawn(updaters: Sequence[Any], base: Parameters, generator: torch.Generator, size: float | None) -> Parameters:
     values = dict(base)
     for updater in updaters:
         if isinstance(updater, Tables):

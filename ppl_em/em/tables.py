@@ -78,9 +78,7 @@ class Tables(ClosedForm):
             for name, argument, links in self._fed(site):
                 count = _compact(counts[site.name][name], site, argument).double()
                 for link in links:
-                    count = torch.where(
-                        link.index >= 0, pooled[link.parameter][link.index.clamp_min(0)], count
-                    )
+                    count = torch.where(link.index >= 0, pooled[link.parameter][link.index.clamp_min(0)], count)
                 spread[name] = Factor(count, argument.value.dims).align((*site.dims, *site.inner))
             proposals = current[site.name].normalised(spread)
             for name, argument, links in self._fed(site):

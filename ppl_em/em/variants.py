@@ -21,9 +21,7 @@ from ppl_em.ir.block import Block
 from ppl_em.plan.plan import Plan
 
 
-def harden(
-    plan: Plan, parameters: Mapping[str, Tensor], e: EStep, kind: str, generator: torch.Generator
-) -> EStep:
+def harden(plan: Plan, parameters: Mapping[str, Tensor], e: EStep, kind: str, generator: torch.Generator) -> EStep:
     """Expected weights replaced by those of the joint mode (``"hard"``) or of one joint draw (``"sample"``)."""
     factors = site_factors(plan, parameters)
     weights = dict(e.weights)

@@ -33,7 +33,9 @@ def assignments(block: Block) -> Iterator[dict[str, dict[tuple[int, ...], int]]]
         yield chosen
 
 
-def log_joint(block: Block, factors: Mapping[str, Factor], chosen: Mapping[str, Mapping[tuple[int, ...], int]]) -> Tensor:
+def log_joint(
+    block: Block, factors: Mapping[str, Factor], chosen: Mapping[str, Mapping[tuple[int, ...], int]]
+) -> Tensor:
     """Sum of all log-factors at one joint assignment."""
     total = torch.zeros((), dtype=torch.float64)
     homes = {z.name: z.plates for z in block.latents}

@@ -48,9 +48,7 @@ class Chain:
         batch = math.prod(block.sizes[d] for d in slices.batch)
         elements = batch * steps * states * (4 + 3 * (private if slices.private else 0))
         pairs = [s for s in block.sites if is_pair(slices, s)]
-        shared = all(
-            slices.time not in s.dims and len(block.times[s.name]) == steps - 1 for s in pairs
-        )
+        shared = all(slices.time not in s.dims and len(block.times[s.name]) == steps - 1 for s in pairs)
         along = {d for s in pairs for d in s.dims if d in slices.batch and (d in slices.outer or not shared)}
         tables = states**2 * math.prod(block.sizes[d] for d in along) * (1 if shared else steps - 1)
         flops = 8.0 * batch * steps * states**2
@@ -114,9 +112,7 @@ class Counting:
             for site in outer.sites:
                 weights[site.name] = Weights(count_weights(block, site, found.weights[site.name].factor))
         groups = self._pair_groups()
-        counts = [
-            expected_counts(self.chain.init, self.chain.trans, self.chain.obs, weight) for weight, _ in groups
-        ]
+        counts = [expected_counts(self.chain.init, self.chain.trans, self.chain.obs, weight) for weight, _ in groups]
         log_z = Factor(counts[0].log_z, slices.plates) if not slices.outer else found.log_z
         for (_, members), count in zip(groups, counts, strict=True):
             weights.update({s.name: self._pair_weights(s, count.xi) for s in members})

@@ -56,9 +56,7 @@ def in_chain(slices: Slices, site: Site) -> bool:
     return any(d in slices.before or d in slices.now for d in site.scope)
 
 
-def slice_factors(
-    block: Block, factors: Mapping[str, Factor], reduce: Reduce = Factor.logsumexp
-) -> SliceFactors:
+def slice_factors(block: Block, factors: Mapping[str, Factor], reduce: Reduce = Factor.logsumexp) -> SliceFactors:
     """Gather a stacked block's log-factors by role.
 
     Args:

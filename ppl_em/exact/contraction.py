@@ -113,9 +113,7 @@ class Contraction:
         rest = frozenset(p for p in plates if p not in self.unrolled)
         homes = {z.name: z.plates for z in self.block.latents}
         for element in _elements(over, self.sizes):
-            names = {
-                z: element_name(z, {p: element[p] for p in homes[z] if p in self.unrolled}) for z in latents
-            }
+            names = {z: element_name(z, {p: element[p] for p in homes[z] if p in self.unrolled}) for z in latents}
             yield Piece(term, element, names, frozenset(names.values()), rest)
 
     def _plan(self) -> None:
@@ -148,7 +146,9 @@ class Contraction:
     def _next(self) -> int:
         return len(self.pieces) + len(self.steps)
 
-    def _sum_out(self, inside: list[str], group: dict[int, frozenset[str]], leaf: frozenset[str]) -> dict[int, frozenset[str]]:
+    def _sum_out(
+        self, inside: list[str], group: dict[int, frozenset[str]], leaf: frozenset[str]
+    ) -> dict[int, frozenset[str]]:
         if not inside:
             return group
         width = math.prod(self.sizes[p] for p in leaf)

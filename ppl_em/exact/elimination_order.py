@@ -38,7 +38,9 @@ class OrderCost:
     largest: float
 
 
-def cheapest_order(latents: Sequence[str], scopes: Sequence[Scope], sizes: Mapping[str, int]) -> tuple[list[str], OrderCost]:
+def cheapest_order(
+    latents: Sequence[str], scopes: Sequence[Scope], sizes: Mapping[str, int]
+) -> tuple[list[str], OrderCost]:
     """The cheapest elimination order found.
 
     Args:

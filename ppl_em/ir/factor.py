@@ -33,9 +33,7 @@ class Factor:
 
     def __post_init__(self) -> None:
         if len(set(self.dims)) != len(self.dims) or self.tensor.dim() < len(self.dims):
-            raise ValueError(
-                f"{self.dims} do not name the dimensions of a tensor of shape {tuple(self.tensor.shape)}"
-            )
+            raise ValueError(f"{self.dims} do not name the dimensions of a tensor of shape {tuple(self.tensor.shape)}")
 
     @property
     def event_dim(self) -> int:

@@ -235,8 +235,7 @@ class Site:
         assert self.family is not None
         order = self.dims + self.inner
         arguments = {
-            name: Factor(a.evaluate(parameters), a.value.dims).align(order)
-            for name, a in self.arguments.items()
+            name: Factor(a.evaluate(parameters), a.value.dims).align(order) for name, a in self.arguments.items()
         }
         return self.family(**arguments, **self.options, validate_args=False)
 
@@ -314,9 +313,7 @@ class Program:
                 leaves[name] = value.clone().requires_grad_(True)
         return leaves
 
-    def factors(
-        self, parameters: Mapping[str, Tensor], names: tuple[str, ...] | None = None
-    ) -> dict[str, Factor]:
+    def factors(self, parameters: Mapping[str, Tensor], names: tuple[str, ...] | None = None) -> dict[str, Factor]:
         """Log-factor of each site, scale not applied; sites that are links alone cost no run of the program."""
         names = tuple(self.sites) if names is None else names
         result = {n: self.sites[n].log_factor(parameters) for n in names if self.sites[n].lowered}
@@ -327,8 +324,6 @@ class Program:
 
     def sizes(self) -> dict[str, int]:
         """Size of every named dimension: cardinalities of discrete latents and sizes of plates."""
-        sizes = {
-            name: latent.cardinality for name, latent in self.summed.items()
-        }
+        sizes = {name: latent.cardinality for name, latent in self.summed.items()}
         sizes.update({name: plate.size for name, plate in self.plates.items()})
         return sizes

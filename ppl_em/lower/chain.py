@@ -51,27 +51,20 @@ class LoweredChain:
         data = (*block.plates, axis.time)
         observed = [s for s in block.sites if s.role == "observed"]
         latents = [s for s in block.sites if s.role == "latent"]
-        if (
-            not observed
-            or len(observed) + len(latents) != len(block.sites)
-            or not all(s.lowered for s in latents)
-        ):
+        if not observed or len(observed) + len(latents) != len(block.sites) or not all(s.lowered for s in latents):
             return False
         masks = [s.mask for s in observed]
         if any((m is None) != (masks[0] is None) for m in masks):
             return False
         if masks[0] is not None and any(
-            not set(m.dims) <= set(data)
-            or m.dims != masks[0].dims
-            or not torch.equal(m.tensor, masks[0].tensor)
+            not set(m.dims) <= set(data) or m.dims != masks[0].dims or not torch.equal(m.tensor, masks[0].tensor)
             for m in masks
             if m is not None
         ):
             return False
         steps = block.sizes[axis.time]
         return all(
-            eligible(replace(s, mask=None), axis.now, data) and len(block.times[s.name]) == steps
-            for s in observed
+            eligible(replace(s, mask=None), axis.now, data) and len(block.times[s.name]) == steps for s in observed
         )
 
     def run(self, parameters: Mapping[str, Tensor]) -> Lowered | None:
@@ -103,9 +96,7 @@ class LoweredChain:
         if self.counted is not None:
             gamma = gamma * self.counted
         moments = self.emission.moments(self._statistics(gamma, features))
-        weights = {
-            s.name: (expected.weights[s.name].factor, expected.weights[s.name].summed) for s in self.latents
-        }
+        weights = {s.name: (expected.weights[s.name].factor, expected.weights[s.name].summed) for s in self.latents}
         return Lowered(total, moments, weights)
 
     def _statistics(self, gamma: Tensor, features: Tensor) -> Tensor:

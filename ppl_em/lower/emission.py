@@ -22,9 +22,7 @@ class Emission:
         sizes: size of every named dimension.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], state: str, data: tuple[str, ...], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, sites: Sequence[Site], state: str, data: tuple[str, ...], sizes: Mapping[str, int]) -> None:
         self.sites, self.state, self.data = tuple(sites), state, data
         self.num_states = sizes[state]
         self.num_data = math.prod(sizes[d] for d in data)
@@ -38,10 +36,7 @@ class Emission:
         bases = [b for _, lowering, rows, _ in self.parts if (b := lowering.base(rows)) is not None]
         self.base = sum(bases[1:], bases[0]) if bases else None
         dtypes = [
-            a.value.tensor.dtype
-            for s in sites
-            for a in s.arguments.values()
-            if a.value.tensor.is_floating_point()
+            a.value.tensor.dtype for s in sites for a in s.arguments.values() if a.value.tensor.is_floating_point()
         ]
         self.dtype = dtypes[0]
 
@@ -78,8 +73,7 @@ class Emission:
         """Expected statistics by site from Σ w T(x), (K, F + 1)."""
         total = total.double()
         return {
-            site.name: lowering.moments(total[:, columns], total[:, -1])
-            for site, lowering, _, columns in self.parts
+            site.name: lowering.moments(total[:, columns], total[:, -1]) for site, lowering, _, columns in self.parts
         }
 
 
@@ -102,10 +96,7 @@ def eligible(site: Site, state: str, data: tuple[str, ...]) -> bool:
         return not site.inner
     if site.family.__name__ == "Categorical":
         argument = next(iter(site.arguments.values()))
-        return (
-            argument.value.tensor.shape[-1] * math.prod(_inner_size(site, d) for d in site.inner)
-            <= MAX_ONE_HOT
-        )
+        return argument.value.tensor.shape[-1] * math.prod(_inner_size(site, d) for d in site.inner) <= MAX_ONE_HOT
     return True
 
 

@@ -89,14 +89,17 @@ class NormalLowering(Lowering):
 
     @property
     def width(self) -> int:
+        """Number of statistics F."""
         return 2 * self.elements
 
     def fill(self, x: Tensor, out: Tensor) -> None:
+        """Write the statistics of data (n, E[, D]) to ``out`` (F, n)."""
         half = out[: self.elements]
         torch.sub(x.mT, self.centre[:, None], out=half)
         torch.mul(half, half, out=out[self.elements :])
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         loc, scale = arguments["loc"] - self.centre, arguments["scale"]
         precision = scale**-2
         ratio = loc.square() * precision
@@ -106,6 +109,7 @@ class NormalLowering(Lowering):
         return torch.cat([loc * precision, -0.5 * precision], 1), constant.sum(1)
 
     def moments(self, total: Tensor, count: Tensor) -> SiteMoments:
+        """Expected statistics from Σ w T(x) (K, F) and Σ w (K,)."""
         k = len(count)
         first = total[:, : self.elements].reshape(k, *self.shape)
         second = total[:, self.elements :].reshape(k, *self.shape)
@@ -122,9 +126,11 @@ class MultivariateNormalLowering(Lowering):
 
     @property
     def width(self) -> int:
+        """Number of statistics F."""
         return self.size + self.size * (self.size + 1) // 2
 
     def fill(self, x: Tensor, out: Tensor) -> None:
+        """Write the statistics of data (n, E[, D]) to ``out`` (F, n)."""
         first = out[: self.size]
         torch.sub(x.reshape(len(x), self.size).mT, self.centre.reshape(-1)[:, None], out=first)
         at = self.size
@@ -133,6 +139,7 @@ class MultivariateNormalLowering(Lowering):
             at += self.size - d
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         loc = arguments["loc"].reshape(-1, self.size) - self.centre.reshape(-1)
         if "precision_matrix" in arguments:
             precision = arguments["precision_matrix"].reshape(-1, self.size, self.size)
@@ -154,6 +161,7 @@ class MultivariateNormalLowering(Lowering):
         return torch.cat([linear.expand(k, -1), quadratic.expand(k, -1)], 1), constant.expand(k)
 
     def moments(self, total: Tensor, count: Tensor) -> SiteMoments:
+        """Expected statistics from Σ w T(x) (K, F) and Σ w (K,)."""
         k = len(count)
         products = total.new_zeros(k, self.size, self.size)
         products[:, self.row, self.column] = total[:, self.size :]
@@ -172,6 +180,7 @@ class BernoulliLowering(Lowering):
     centred = False
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         logits = _logits(arguments)
         return logits, -torch.nn.functional.softplus(logits).sum(1)
 
@@ -182,12 +191,14 @@ class PoissonLowering(Lowering):
     centred = False
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         rate = arguments["rate"]
         if not bool((rate > 0).all()):
             return None
         return rate.log(), -rate.sum(1)
 
     def base(self, x: Tensor) -> Tensor | None:
+        """h(x) summed over E, (n,)."""
         return -torch.lgamma(x.double() + 1).sum(1)
 
 
@@ -197,6 +208,7 @@ class ExponentialLowering(Lowering):
     centred = False
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         rate = arguments["rate"]
         return -rate, rate.log().sum(1)
 
@@ -209,18 +221,22 @@ class CategoricalLowering(Lowering):
 
     @property
     def width(self) -> int:
+        """Number of statistics F."""
         return self.elements * self.categories
 
     def fill(self, x: Tensor, out: Tensor) -> None:
+        """Write the statistics of data (n, E[, D]) to ``out`` (F, n)."""
         offset = torch.arange(self.elements, device=x.device)[:, None] * self.categories
         out.zero_().scatter_(0, x.mT.long() + offset, 1.0)
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
+        """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
         logits = _log_probs(arguments)
         k = len(logits)
         return logits.expand(k, self.elements, self.categories).reshape(k, -1), logits.new_zeros(k)
 
     def moments(self, total: Tensor, count: Tensor) -> SiteMoments:
+        """Expected statistics from Σ w T(x) (K, F) and Σ w (K,)."""
         histogram = total.reshape(len(count), *self.shape, self.categories)
         return SiteMoments(self._wide(count), torch.zeros(self.shape, dtype=total.dtype), histogram=histogram)
 

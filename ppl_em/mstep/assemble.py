@@ -83,9 +83,7 @@ class Assembly:
         masked = set(site.mask.dims) if site.mask is not None else set()
         extra = tuple(d for d in site.inner if d in varying and d not in masked)
         rows = tuple(d for d in (*site.dims, *site.inner) if d in varying and d not in extra)
-        data = tuple(
-            d for d in (*site.dims, *site.inner) if d in site.value.dims and d not in rows and d not in extra
-        )
+        data = tuple(d for d in (*site.dims, *site.inner) if d in site.value.dims and d not in rows and d not in extra)
         return SiteRows(site, rows, extra, data, any(d in rows for d in site.value.dims), own_sizes)
 
     def _row_numbers(self) -> list[Tensor]:
@@ -119,9 +117,7 @@ class Assembly:
 
     def _map(self, name: str, free: frozenset[str]) -> ArgumentMap:
         """Ties of one argument over the rows of all sites."""
-        parameters = sorted(
-            {k.parameter for s in self.sites for k in s.arguments[name].links if k.parameter in free}
-        )
+        parameters = sorted({k.parameter for s in self.sites for k in s.arguments[name].links if k.parameter in free})
         if not parameters:
             return ArgumentMap(None, None, ())
         numbers, columns = [], []
@@ -129,10 +125,7 @@ class Assembly:
         for parameter in parameters:
             offsets[parameter] = total
             total += 1 + max(
-                int(k.index.max())
-                for s in self.sites
-                for k in s.arguments[name].links
-                if k.parameter == parameter
+                int(k.index.max()) for s in self.sites for k in s.arguments[name].links if k.parameter == parameter
             )
         for layout in self.layouts:
             argument = layout.site.arguments[name]
@@ -174,9 +167,7 @@ class Assembly:
         links = {k.parameter: k for s in self.sites for k in s.arguments[name].links}
         bounds = [*(offsets[p] for p in parameters), int(pattern.max()) + 1]
         for i, parameter in enumerate(parameters):
-            inside = (pattern >= bounds[i]) & (
-                pattern < bounds[i + 1] if i + 1 < len(parameters) else pattern >= 0
-            )
+            inside = (pattern >= bounds[i]) & (pattern < bounds[i + 1] if i + 1 < len(parameters) else pattern >= 0)
             where = inside.reshape(-1).nonzero().squeeze(-1)
             index = pattern.reshape(-1)[where] - bounds[i]
             a = None if plain else slope.reshape(-1)[where]
@@ -222,9 +213,7 @@ class Assembly:
                 changed = replace(layout, site=replace(layout.site, arguments=arguments))
                 self.layouts = (*self.layouts[:i], changed, *self.layouts[i + 1 :])
 
-    def chosen(
-        self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]
-    ) -> WeightedSample:
+    def chosen(self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]) -> WeightedSample:
         """The weighted sample of a choice of the data.
 
         Args:
@@ -259,9 +248,7 @@ class Assembly:
         flat = wide.reshape(rows, -1)
         return flat * multiplicity if multiplicity != 1.0 else flat
 
-    def write(
-        self, proposals: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
-    ) -> dict[str, Tensor] | None:
+    def write(self, proposals: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """Parameters that give the proposed argument values; None if the proposals contradict one another.
 
         Args:

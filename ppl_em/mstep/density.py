@@ -28,9 +28,7 @@ def build(family: Callable[..., Any], args: Mapping[str, Tensor]) -> Any:
     return family(**given, validate_args=False)
 
 
-def log_likelihood_terms(
-    blocks: tuple[Block, ...], event_dim: int, family: Callable[..., Any]
-) -> Iterator[Term]:
+def log_likelihood_terms(blocks: tuple[Block, ...], event_dim: int, family: Callable[..., Any]) -> Iterator[Term]:
     """Terms of Σ w log p(x | args), each over a bounded number of data.
 
     A term maps the arguments by row (R, *arg_event) to a scalar and is differentiable in them, so that

@@ -22,17 +22,34 @@ class Statistics(Protocol):
     """Expected statistics of one site, (R_b, *E, …)."""
 
     @property
-    def count(self) -> Tensor: ...
+    def count(self) -> Tensor:
+        """Total weight."""
+        ...
+
     @property
-    def centre(self) -> Tensor: ...
+    def centre(self) -> Tensor:
+        """What the data were centred at."""
+        ...
+
     @property
-    def first(self) -> Tensor | None: ...
+    def first(self) -> Tensor | None:
+        """Σ w (x − centre)."""
+        ...
+
     @property
-    def second(self) -> Tensor | None: ...
+    def second(self) -> Tensor | None:
+        """Σ w (x − centre)²."""
+        ...
+
     @property
-    def products(self) -> Tensor | None: ...
+    def products(self) -> Tensor | None:
+        """Σ w (x − centre)(x − centre)ᵀ."""
+        ...
+
     @property
-    def histogram(self) -> Tensor | None: ...
+    def histogram(self) -> Tensor | None:
+        """Weight of each value."""
+        ...
 
 
 class GivenMoments(Moments):
@@ -45,9 +62,7 @@ class GivenMoments(Moments):
         given: the statistics, one for each block.
     """
 
-    def __init__(
-        self, blocks: tuple[Block, ...], num_rows: int, event_dim: int, given: Sequence[Statistics]
-    ) -> None:
+    def __init__(self, blocks: tuple[Block, ...], num_rows: int, event_dim: int, given: Sequence[Statistics]) -> None:
         super().__init__(blocks, num_rows, event_dim)
         self.given = given
         self._counts = [g.count.double().expand(b.rows.shape) for g, b in zip(given, blocks, strict=True)]

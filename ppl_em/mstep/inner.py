@@ -111,10 +111,7 @@ class _Problem:
         self.index = owner * self.width + slot
         self.num_problems = len(problems)
         self.start = self._lay_out(
-            [
-                self.coordinates[name].free(sample.ties(name).gather(sample.cell_values(name)))
-                for name in names
-            ],
+            [self.coordinates[name].free(sample.ties(name).gather(sample.cell_values(name))) for name in names],
             0.0,
         )
         self.upper = self._lay_out([self._ceiling(name, ceilings.get(name)) for name in names], torch.inf)
@@ -138,10 +135,7 @@ class _Problem:
     def elements(self, x: Tensor) -> dict[str, Tensor]:
         """Constrained values (G,) of each argument at (B, P) variables."""
         parts = x.reshape(-1)[self.index].split(self.sizes)
-        return {
-            name: self.coordinates[name].constrained(part)
-            for name, part in zip(self.names, parts, strict=True)
-        }
+        return {name: self.coordinates[name].constrained(part) for name, part in zip(self.names, parts, strict=True)}
 
     def args(self, x: Tensor) -> dict[str, Tensor]:
         """All arguments by row (R, *arg_event) at (B, P) variables."""

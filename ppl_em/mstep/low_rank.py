@@ -59,9 +59,7 @@ def _propose_factor(sample: WeightedSample, cross: Tensor, second: Tensor, diago
     weight = 1 / diagonal  # (R, D): rows tied in the factor are weighed by their precision
     left = sample.pool("cov_factor", weight[..., None, None] * second[:, None])
     right = sample.pool("cov_factor", weight[..., None] * cross)
-    left[sample.mass("cov_factor") < TINY] = torch.eye(
-        second.shape[-1], dtype=torch.float64, device=left.device
-    )
+    left[sample.mass("cov_factor") < TINY] = torch.eye(second.shape[-1], dtype=torch.float64, device=left.device)
     scale = left.diagonal(dim1=-2, dim2=-1).amax(-1)[..., None]
     solution = torch.linalg.solve(left / scale[..., None], (right / scale)[..., None])[..., 0]
     sample.propose("cov_factor", solution)

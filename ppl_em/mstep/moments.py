@@ -120,9 +120,7 @@ class Moments:
 
     def histogram(self, num_values: int) -> Tensor:
         """Total weight of the values 0…num_values−1, (R, num_values)."""
-        total = torch.zeros(
-            self.num_rows * num_values, dtype=torch.float64, device=self.blocks[0].weights.device
-        )
+        total = torch.zeros(self.num_rows * num_values, dtype=torch.float64, device=self.blocks[0].weights.device)
         for block in self.blocks:
             rows = block.rows.unsqueeze(1)
             for weights, x in block.chunks(0, 1 if block.per_row(0) else len(block.weights)):
@@ -183,9 +181,7 @@ def _products(block: Block, centre: Tensor, event_dim: int) -> Tensor:
     """Centred second moments (R_b, *E, D, D): row by row for few rows of large data, else as one product."""
     size = block.values.shape[-1]
     if block.per_row(event_dim) or len(block.weights) > size or size <= 16:
-        return block.sum(
-            lambda x: (x - centre)[..., :, None] * (x - centre)[..., None, :], event_dim, factor=size
-        )
+        return block.sum(lambda x: (x - centre)[..., :, None] * (x - centre)[..., None, :], event_dim, factor=size)
     total = torch.zeros((*block.rows.shape, size, size), dtype=torch.float64, device=block.weights.device)
     for weights, x in block.chunks(event_dim):
         live = (weights > 0).any(0).reshape((-1,) + (1,) * (x.dim() - 1))

@@ -107,9 +107,7 @@ def _propose_matrix(sample: WeightedSample, name: str) -> None:
         raise NoClosedForm(f"elements of '{name}' are tied within or between matrices")
     scatter = sample.pool(name, sample.outer(sample.rows("loc")))
     mass = sample.mass(name).clamp(min=TINY)[:, None, None]
-    sample.propose(
-        name, _as_argument(name, torch.where(needed, scatter / mass, 0.0), sample.mass(name) < TINY)
-    )
+    sample.propose(name, _as_argument(name, torch.where(needed, scatter / mass, 0.0), sample.mass(name) < TINY))
 
 
 def _independent(groups: Tensor, free: Tensor, name: str) -> bool:

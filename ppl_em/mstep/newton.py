@@ -67,13 +67,9 @@ def newton(
         tensor([3.0000, 5.0000], dtype=torch.float64)
     """
     shape = x0.shape
-    result = newton_batch(
-        lambda x: objective(x.reshape(shape))[None], x0.reshape(1, -1), None, max_steps, tol
-    )
+    result = newton_batch(lambda x: objective(x.reshape(shape))[None], x0.reshape(1, -1), None, max_steps, tol)
     if not bool(result.value.isfinite().all()):
-        raise ValueError(
-            f"the objective is {float(result.value)} at the start. Try a start of positive density."
-        )
+        raise ValueError(f"the objective is {float(result.value)} at the start. Try a start of positive density.")
     return NewtonResult(
         result.x.reshape(shape),
         result.value.reshape(()),

@@ -47,11 +47,7 @@ class Predictor:
         """Features (N, f) and positions (f,) of the coefficients that are solved for."""
         known = self.places[cell] >= 0
         features = self.features[cell if len(self.features) > 1 else 0]
-        return (
-            (features, self.places[cell])
-            if bool(known.all())
-            else (features[:, known], self.places[cell][known])
-        )
+        return (features, self.places[cell]) if bool(known.all()) else (features[:, known], self.places[cell][known])
 
 
 class Coefficients:
@@ -105,9 +101,7 @@ class Coefficients:
         values = {**self.parameters, **self._values(theta)}
         return sum(float(score(s, s.log_factor(values))) for s in self.sites)
 
-    def _search(
-        self, score: Score, theta: Tensor, value: float, direction: Tensor, gain: float
-    ) -> Tensor | None:
+    def _search(self, score: Score, theta: Tensor, value: float, direction: Tensor, gain: float) -> Tensor | None:
         """The longest of the halved steps that gains enough."""
         slack, length = _slack(value), 1.0
         for _ in range(HALVINGS):
@@ -143,9 +137,7 @@ class Coefficients:
                 leaf = torch.where(fixed, 0.0, start).requires_grad_(True)
                 leaves.append(leaf)
                 value = design.transform.forward(leaf)
-                value = (
-                    torch.where(fixed, design.transform.forward(start), value) if bool(fixed.any()) else value
-                )
+                value = torch.where(fixed, design.transform.forward(start), value) if bool(fixed.any()) else value
                 arguments[n] = Argument(Factor(value, (*cells, *data)))
             q = score(site, replace(site, arguments=arguments).log_factor(values))
             first = torch.autograd.grad(q, leaves, create_graph=True)
@@ -159,9 +151,7 @@ class Coefficients:
             _accumulate(cell, predictors, gradients, curvatures, slope, hessian)
         return float(q.detach())
 
-    def _predictors(
-        self, design: Design, cells: Mapping[str, int], data: Mapping[str, int]
-    ) -> list[Predictor]:
+    def _predictors(self, design: Design, cells: Mapping[str, int], data: Mapping[str, int]) -> list[Predictor]:
         """The linear predictors of one argument, over the cells and data of the whole site."""
         lookup = []
         for p in design.parameters:

@@ -64,9 +64,7 @@ def _propose_simplex(sample: WeightedSample, name: str, counts: Tensor) -> None:
         raise NoClosedForm("some category probabilities are fixed at values other than zero")
     # With fixed logits, exp(logit) of the others is their count in units of the fixed ones' count.
     has_anchor = (anchor > 0) & (anchored > 0)
-    probs = torch.where(
-        has_anchor, pooled * anchor / anchored.clamp(min=1e-300), pooled / total.clamp(min=1e-300)
-    )
+    probs = torch.where(has_anchor, pooled * anchor / anchored.clamp(min=1e-300), pooled / total.clamp(min=1e-300))
     if name == "logits":
         floor = log_floor(sample, name)
         probs = probs.log().clamp(floor, -floor)

@@ -97,8 +97,7 @@ class Registry:
         rule = self._find(family)
         if rule is None:
             raise KeyError(
-                f"no weighted maximum-likelihood rule for {family.__name__}. Try registering one:\n"
-                + self.stub(family)
+                f"no weighted maximum-likelihood rule for {family.__name__}. Try registering one:\n" + self.stub(family)
             )
         return rule
 

@@ -105,9 +105,7 @@ class Regression:
         for p in design.parameters:
             count = parameters[p].numel()
             span = spans.get(p)
-            lookup.append(
-                torch.full((count,), -1) if span is None else torch.arange(span.start, span.stop)
-            )
+            lookup.append(torch.full((count,), -1) if span is None else torch.arange(span.start, span.stop))
         table = torch.cat(lookup)
         return torch.where(design.index >= 0, table[design.index.clamp_min(0)], -1)
 

@@ -46,16 +46,12 @@ class WeightedSample:
         self, args: Mapping[str, Argument], blocks: tuple[Block, ...], num_rows: int, event_dim: int = 0
     ) -> None:
         self.args = dict(args)
-        self.blocks = tuple(
-            Block(block.weights.detach(), block.values.detach(), block.rows) for block in blocks
-        )
+        self.blocks = tuple(Block(block.weights.detach(), block.values.detach(), block.rows) for block in blocks)
         self.num_rows = num_rows
         self.event_dim = event_dim
         self.proposals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
-        self._ties = {
-            name: Ties(argument) for name, argument in self.args.items() if argument.cells is not None
-        }
+        self._ties = {name: Ties(argument) for name, argument in self.args.items() if argument.cells is not None}
         self._moments = Moments(self.blocks, num_rows, event_dim)
         self._check()
 
@@ -130,9 +126,7 @@ class WeightedSample:
         mass = self.mass(name).reshape((-1,) + (1,) * (old.dim() - 1))
         new = torch.where(ties.fixed | (mass < tiny), old, values.detach().double().expand_as(old))
         if not ties.agrees(new):
-            raise NoClosedForm(
-                f"elements of '{name}' are tied to each other in a way that the rule does not know"
-            )
+            raise NoClosedForm(f"elements of '{name}' are tied to each other in a way that the rule does not know")
         self.proposals[name] = new
 
     def propose_elements(self, name: str, elements: Tensor) -> None:

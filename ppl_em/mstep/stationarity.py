@@ -114,15 +114,11 @@ def _derivatives(sample: WeightedSample, family: type, names: list[str]) -> dict
     }
 
 
-def _add_product(
-    total: list[Tensor], first: tuple[Tensor, ...], probe: list[Tensor], variables: list[Tensor]
-) -> None:
+def _add_product(total: list[Tensor], first: tuple[Tensor, ...], probe: list[Tensor], variables: list[Tensor]) -> None:
     """Add the product of the Hessian's diagonal blocks with a probe to ``total``, argument by argument."""
     for index, (gradient, direction, variable) in enumerate(zip(first, probe, variables, strict=True)):
         if gradient.requires_grad:
-            (part,) = torch.autograd.grad(
-                (gradient * direction).sum(), variable, retain_graph=True, allow_unused=True
-            )
+            (part,) = torch.autograd.grad((gradient * direction).sum(), variable, retain_graph=True, allow_unused=True)
             if part is not None:
                 total[index] += part
 
@@ -155,9 +151,7 @@ def _residual(sample: WeightedSample, name: str, constraint: Any, at: Derivative
     return torch.where(gradient == 0, 0.0, residual)
 
 
-def _matrix_residual(
-    sample: WeightedSample, name: str, triangular: bool, at: Derivatives, mass: Tensor
-) -> Tensor:
+def _matrix_residual(sample: WeightedSample, name: str, triangular: bool, at: Derivatives, mass: Tensor) -> Tensor:
     """Gradient with respect to a covariance, precision or Cholesky factor in the matrix's own units."""
     ties = sample.ties(name)
     factor = at.value if triangular else torch.linalg.cholesky(at.value)

@@ -198,7 +198,8 @@ class Plan:
             "approximated": dict(self.approximated),
             "reasons": dict(self.reasons),
             "updates": [
-                {"rule": u.rule, "parameters": list(u.parameters), "family": u.family, "why": u.why} for u in self.updates
+                {"rule": u.rule, "parameters": list(u.parameters), "family": u.family, "why": u.why}
+                for u in self.updates
             ],
             "certificate": self.certificate.to_dict(),
             "notes": list(self.program.notes),
@@ -262,7 +263,9 @@ def _approximation(program: Program, latent: Latent) -> tuple[str, str]:
     return "variational", f"it is continuous and {where}, outside the data plates: a distribution of its own"
 
 
-def _choose(block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None, slicing: bool = True) -> BlockPlan:
+def _choose(
+    block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None, slicing: bool = True
+) -> BlockPlan:
     if axis is not None:
         block = stack_axis(block, axis) or block
     order = chain_order(block) if block.axis is None else None

@@ -177,11 +177,7 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
     for site in sites:
         if site.family is None:
             return f"it feeds the factor '{site.name}'"
-        fed = [
-            a
-            for a in site.arguments.values()
-            if name in a.sources or any(k.parameter == name for k in a.links)
-        ]
+        fed = [a for a in site.arguments.values() if name in a.sources or any(k.parameter == name for k in a.links)]
         if any(a.design is not None and name in a.design.parameters for a in fed):
             return f"it is a coefficient of a linear predictor at '{site.members[0]}'"
         if not fed or any(all(k.parameter != name for k in a.links) for a in fed):
@@ -189,9 +185,7 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
         if not _through_arguments(site):
             return f"parameters reach '{site.name}' otherwise than through its arguments"
     if len(families) > 1:
-        return (
-            f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
-        )
+        return f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
     family = next(iter(families))
     assert family is not None
     return None if lookup(family) is not None else f"no rule is registered for {family.__name__}"
@@ -200,9 +194,7 @@ def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLo
 def _by_objective(
     rule: str, names: Sequence[str], fed: Mapping[str, Sequence[Site]], why: Mapping[str, str | None]
 ) -> Update:
-    unregistered = {
-        s.family for n in names for s in fed[n] if (why[n] or "").startswith("no rule is registered")
-    }
+    unregistered = {s.family for n in names for s in fed[n] if (why[n] or "").startswith("no rule is registered")}
     stubs = [weighted_mle.stub(f) for f in unregistered if f is not None]
     alike: dict[str | None, list[str]] = {}
     for n in names:

@@ -154,7 +154,18 @@ def _signature(site: Site, original: Site) -> Any:
     value = (site.value.dims, tuple(site.value.tensor.shape), site.value.tensor.dtype)
     mask = None if site.mask is None else site.mask.dims
     options = tuple(sorted((k, repr(v)) for k, v in site.options.items()))
-    return (site.role, site.scope, site.plates, site.inner, site.family, arguments, value, mask, options, len(original.scope))
+    return (
+        site.role,
+        site.scope,
+        site.plates,
+        site.inner,
+        site.family,
+        arguments,
+        value,
+        mask,
+        options,
+        len(original.scope),
+    )
 
 
 def _stack(members: list[Site], time: str) -> Site:

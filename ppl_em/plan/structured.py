@@ -75,9 +75,7 @@ def describe(program: Program, site: Site, sizes: Mapping[str, int], max_bytes: 
     if cost.bytes > max_bytes:
         why = f"it would need {cost.bytes:.1e} bytes, the budget is {max_bytes:.1e}"
         hint = "shorter or fewer sequences, or a larger budget with Auto(memory_bytes=...)"
-        raise PlanError(
-            message("the hidden structure does not fit into memory", site=site.name, why=why, hint=hint)
-        )
+        raise PlanError(message("the hidden structure does not fit into memory", site=site.name, why=why, hint=hint))
     return StructuredSite(site.name, site.family.__name__, site.family.counted, batch, cost.flops, cost.bytes)
 
 
@@ -90,18 +88,14 @@ def obstacle(name: str, sites: Sequence[Site]) -> str | None:
     """
     families = {s.family for s in sites}
     if len(families) > 1 or not all(structured(s) for s in sites):
-        return (
-            f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
-        )
+        return f"it feeds sites of different families ({', '.join(sorted(f.__name__ for f in families if f))})"
     for site in sites:
         assert site.family is not None and issubclass(site.family, StructuredDistribution)
         fed = {n: a for n, a in site.arguments.items() if name in a.sources}
         for argument_name, argument in fed.items():
             links = [k for k in argument.links if k.parameter == name]
             if argument_name not in site.family.counted or not links or argument.opaque:
-                return (
-                    f"it reaches '{site.name}' through a computation that is not an element-by-element link"
-                )
+                return f"it reaches '{site.name}' through a computation that is not an element-by-element link"
             if any(k.transform.name not in CLOSED or k.slope is not None for k in links):
                 return f"'{argument_name}' is a function of it that normalised counts do not maximise"
         if not fed:

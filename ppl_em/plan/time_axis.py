@@ -64,7 +64,14 @@ def stack_axis(block: Block, axis: TimeAxis) -> Block | None:
     sizes.update({roles.time: axis.size, roles.now: states_size, roles.before: states_size})
     plates = tuple(p for p in block.latent(first).plates)
     return replace(
-        block, latents=block.latents, sites=tuple(sites), plates=plates, sizes=sizes, axis=roles, times=times, alive=alive
+        block,
+        latents=block.latents,
+        sites=tuple(sites),
+        plates=plates,
+        sizes=sizes,
+        axis=roles,
+        times=times,
+        alive=alive,
     )
 
 
@@ -140,7 +147,9 @@ def _join_argument(first: Argument, rest: Argument, time: str, size: int) -> Arg
             return None
         index = _join_factor(Factor(a.index, first.value.dims), Factor(b.index, rest.value.dims), time, size)
         parts = [
-            None if x is None or y is None else _join_factor(Factor(x, first.value.dims), Factor(y, rest.value.dims), time, size).tensor
+            None
+            if x is None or y is None
+            else _join_factor(Factor(x, first.value.dims), Factor(y, rest.value.dims), time, size).tensor
             for x, y in ((a.slope, b.slope), (a.offset, b.offset))
         ]
         links.append(Link(b.parameter, index.tensor, b.transform, parts[0], parts[1]))

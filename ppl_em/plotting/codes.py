@@ -40,7 +40,9 @@ def codes(result: FitResult, ax: Any, name: str | None = None) -> None:
         ax.set_title(f"{chosen} carries {float(carried.sum()):.2g} nats per datum")
         return
     order = carried.argsort(descending=True)[:2].tolist() if len(carried) == means.shape[1] else [0, 1]
-    ax.scatter(*means[:, order].numpy().T, s=6, color=COLOURS[0], linewidths=0, alpha=0.6, rasterized=len(means) > DENSE)
+    ax.scatter(
+        *means[:, order].numpy().T, s=6, color=COLOURS[0], linewidths=0, alpha=0.6, rasterized=len(means) > DENSE
+    )
     ax.set_xlabel(f"posterior mean of {chosen}[{order[0]}]")
     ax.set_ylabel(f"posterior mean of {chosen}[{order[1]}]")
     ax.set_title(f"{chosen} carries {float(carried.sum()):.3g} nats per datum")
@@ -51,7 +53,9 @@ def divergence(result: FitResult, ax: Any, name: str | None = None) -> None:
     drawn = result.particles
     chosen = next(iter(drawn.divergences), "") if name is None else name
     if chosen not in drawn.divergences:
-        raise PplEmError(message("no latent of this name is drawn", site=chosen, hint=f"one of {list(drawn.divergences)}"))
+        raise PplEmError(
+            message("no latent of this name is drawn", site=chosen, hint=f"one of {list(drawn.divergences)}")
+        )
     carried = drawn.divergences[chosen].sort(descending=True).values.numpy()
     ax.bar(np.arange(1, len(carried) + 1), carried, color=COLOURS[0])
     ax.set_xlabel(f"dimension of {chosen}, most informative first")

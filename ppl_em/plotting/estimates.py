@@ -72,8 +72,12 @@ def parameters(result: FitResult, ax: Any, name: str | None = None, level: float
     """
     table = result.conf_int(level)
     known = {p.title: p for p in panels(result) if p.labels[0] in table.index}
-    whole = {n: element_labels(n, v.shape) for n, v in result._values.items() if element_labels(n, v.shape)[0] in table.index}
-    known |= {n: Panel(n, tuple(x), tuple(t.removeprefix(n) or n for t in x)) for n, x in whole.items() if n not in known}
+    whole = {
+        n: element_labels(n, v.shape) for n, v in result._values.items() if element_labels(n, v.shape)[0] in table.index
+    }
+    known |= {
+        n: Panel(n, tuple(x), tuple(t.removeprefix(n) or n for t in x)) for n, x in whole.items() if n not in known
+    }
     panel = next(iter(known.values()), None) if name is None else known.get(name)
     if panel is None:
         raise PplEmError(message("no free parameter of this name", site=str(name), hint=f"one of {list(known)}"))

@@ -44,7 +44,9 @@ def loo(result: FitResult, ax: Any) -> None:
     ax.axhline(limit, color=COLOURS[1], linewidth=1, linestyle="--")
     ax.set_xlabel("datum")
     ax.set_ylabel("k-hat")
-    ax.set_title(f"elpd {result.loo.elpd:.1f} ± {result.loo.se:.1f} nats; {int(high.sum())} of {len(k)} data above {limit:.2f}")
+    ax.set_title(
+        f"elpd {result.loo.elpd:.1f} ± {result.loo.se:.1f} nats; {int(high.sum())} of {len(k)} data above {limit:.2f}"
+    )
 
 
 def pit(result: FitResult, ax: Any) -> None:
@@ -65,14 +67,18 @@ def pit(result: FitResult, ax: Any) -> None:
     inside = sum(v.distance <= v.band for v in found.values())
     if len(found) > 1:
         ax.legend()
-    ax.set_title(f"{inside} of {len(found)} columns within the 95 % band: {'calibrated' if inside == len(found) else 'miscalibrated'}")
+    ax.set_title(
+        f"{inside} of {len(found)} columns within the 95 % band: {'calibrated' if inside == len(found) else 'miscalibrated'}"
+    )
 
 
 def _site(result: FitResult, name: str | None) -> SiteCheck:
     sites = result.predictive_check.sites
     found = next((s for s in sites if name is None or s.name == name), None)
     if found is None:
-        raise PplEmError(message("no observed site of this name", site=str(name), hint=f"one of {[s.name for s in sites]}"))
+        raise PplEmError(
+            message("no observed site of this name", site=str(name), hint=f"one of {[s.name for s in sites]}")
+        )
     return found
 
 

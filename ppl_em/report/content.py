@@ -166,7 +166,9 @@ def _latents(result: FitResult) -> list[dict[str, Any]]:
             probs = posterior.probabilities(latent.name) if axis is None else posterior.path(latent.name).probs
             flat = probs.reshape(-1, probs.shape[-1])
             label = latent.name if axis is None else f"{axis.states[0]} … {axis.states[-1]}"
-            shares = ", ".join(f"{100 * s:.3g} %" for s in flat.mean(0).tolist()[:12]) + (" …" if flat.shape[1] > 12 else "")
+            shares = ", ".join(f"{100 * s:.3g} %" for s in flat.mean(0).tolist()[:12]) + (
+                " …" if flat.shape[1] > 12 else ""
+            )
             certainty = f"{100 * float(flat.amax(-1).mean()):.3g} %"
             row = {"latent": label, "engine": entry.engine.name, "elements": len(flat)}
             rows.append({**row, "share of each value": shares, "mean certainty": certainty})

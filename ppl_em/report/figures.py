@@ -112,4 +112,7 @@ def _parameters(result: FitResult) -> list[Figure | None]:
     except PplEmError:
         return []
     shown = [p for p in panels(result) if p.labels[0] in table.index and len(p.labels) <= MOST_ROWS]
-    return [_one(result, "parameters", "small" if len(p.labels) <= 8 else "plain", name=p.title) for p in shown[:MOST_PANELS]]
+    return [
+        _one(result, "parameters", "small" if len(p.labels) <= 8 else "plain", name=p.title)
+        for p in shown[:MOST_PANELS]
+    ]

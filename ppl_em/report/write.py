@@ -63,7 +63,7 @@ def number(value: Any, digits: int = 4) -> str:
     """A number for people: four significant digits, and words for what is not a number."""
     if value is None:
         return "–"
-    if isinstance(value, str) or isinstance(value, bool):
+    if isinstance(value, (str, bool)):
         return str(value)
     if math.isnan(value):
         return "–"

@@ -66,7 +66,9 @@ class AutomaticGuide(PyroModule):
             networks: dict[str, nn.Module] = {}
             free: dict[str, nn.Parameter] = {}
             for i, group in enumerate(self.groups):
-                amortised = any(program.plates[n].data for n in group.names) and bool(shapes_for(self.columns, group.names))
+                amortised = any(program.plates[n].data for n in group.names) and bool(
+                    shapes_for(self.columns, group.names)
+                )
                 if amortised and encoder is not None:
                     networks[str(i)] = encoder
                 elif amortised:
@@ -75,14 +77,15 @@ class AutomaticGuide(PyroModule):
                     sizes = [program.plates[n].size for n in group.names]
                     start = group.narrow().expand(*sizes, group.num_inputs).to(_dtype(draws, group))
                     free[str(i)] = nn.Parameter(start.clone())
+        scopes = program.runner.scopes
+        #: Groups whose log q is sampled: their priors depend on summed latents, or their parameters are free.
+        self.sampled = [str(i) in free or any(scopes[m.name] for m in g.members) for i, g in enumerate(self.groups)]
         self.networks = nn.ModuleDict(networks)
         self.free = nn.ParameterDict(free)
 
     def _encoder(self, index: int, example: Observations, hidden: Sequence[int], dtype: torch.dtype) -> Encoder:
         group = self.groups[index]
-        parents = sum(
-            sum(m.family.size for m in g.members if hasattr(m.family, "size")) for g in self._parents(index)
-        )
+        parents = sum(sum(m.family.size for m in g.members if hasattr(m.family, "size")) for g in self._parents(index))
         return Encoder(group.names, self.columns, example, group.num_inputs, parents, hidden, dtype)
 
     def _parents(self, index: int) -> list[Group]:
@@ -90,20 +93,28 @@ class AutomaticGuide(PyroModule):
         mine = set(self.groups[index].names)
         return [g for g in self.groups[:index] if g.names and set(g.names) < mine]
 
-    def draw(self, observed: Observations, sample: Sample, indices: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def draw(
+        self,
+        observed: Observations,
+        sample: Sample,
+        indices: Mapping[str, Tensor] | None = None,
+        held: bool = False,
+    ) -> dict[str, Tensor]:
         """One reparameterised draw of all latents, values by name.
 
         Args:
             observed: values and masks by column.
             sample: draws from a distribution under a name.
             indices: elements that ``observed`` holds, by plate, where these are not all.
+            held: let log q have gradients along the draw only, where no closed form will stand in for it.
         """
         values: dict[str, Tensor] = {}
         for index, group in enumerate(self.groups):
             if self.given is not None and str(index) in self.networks:
                 values.update(self._given(group, observed, sample))
             else:
-                values.update(group.draw(self._inputs(index, observed, indices or {}, values), sample))
+                inputs = self._inputs(index, observed, indices or {}, values)
+                values.update(group.draw(inputs, sample, held and self.sampled[index]))
         return values
 
     def _inputs(
@@ -128,9 +139,14 @@ class AutomaticGuide(PyroModule):
         missing = [m.name for m in group.members if m.name not in found]
         if missing:
             raise ModelError(
-                message("the encoder gives no distribution", site=missing[0], value=sorted(found), hint="a dict by latent's name")
+                message(
+                    "the encoder gives no distribution",
+                    site=missing[0],
+                    value=sorted(found),
+                    hint="a dict by latent's name",
+                )
             )
-        return {m.name: sample(m.name, found[m.name], None) for m in group.members}
+        return {m.name: sample(m.name, found[m.name], None, None) for m in group.members}
 
     def read(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[str, Tensor], batch: bool = False
@@ -153,7 +169,7 @@ class AutomaticGuide(PyroModule):
             observed = take(observed, self.columns, name, index)
         home = {m.name: g for g in self.groups for m in g.members}
 
-        def sample(name: str, fn: Any, beside: str | None) -> Tensor:
+        def sample(name: str, fn: Any, _: Any, beside: str | None) -> Tensor:
             with ExitStack() as stack:
                 for plate in home[beside or name].names:
                     stack.enter_context(plates[plate])
@@ -171,7 +187,9 @@ class AutomaticGuide(PyroModule):
                 if axis is not None and value.shape[axis] > 1:
                     size = value.shape[axis]
             subsample = self.declared.get(name)
-            plate = pyro.plate(name, size, subsample_size=subsample if subsample and subsample < size else None, dim=dim)
+            plate = pyro.plate(
+                name, size, subsample_size=subsample if subsample and subsample < size else None, dim=dim
+            )
             plates[name] = plate
             if plate.subsample_size < size:
                 indices[name] = plate._indices

@@ -106,7 +106,9 @@ class Loader:
         if count is None or self.plate is None:
             raise PlanError(
                 message(
-                    "how many data the loader stands for is not known" if self.plate else "batches need a plate around the data",
+                    "how many data the loader stands for is not known"
+                    if self.plate
+                    else "batches need a plate around the data",
                     hint="SVI(num_data=...), or pyro.plate(name, size, subsample_size=len(batch))",
                 )
             )
@@ -173,9 +175,20 @@ class Cut:
     """
 
     def __init__(
-        self, source: Source, program: Program, observed: Observations | None, columns: Sequence[Any], weights: Tensor | None
+        self,
+        source: Source,
+        program: Program,
+        observed: Observations | None,
+        columns: Sequence[Any],
+        weights: Tensor | None,
     ) -> None:
-        self.source, self.program, self.observed, self.columns, self.weights = source, program, observed, columns, weights
+        self.source, self.program, self.observed, self.columns, self.weights = (
+            source,
+            program,
+            observed,
+            columns,
+            weights,
+        )
         plate = program.data_plate
         if plate is None or not program.plates[plate].declared:
             raise PlanError(message("minibatches need a plate around the data", hint='pyro.plate("data", len(x))'))
@@ -197,13 +210,23 @@ class Cut:
         # The program's plate scales by its own size; what is left is to count only the rows in use.
         scale = num_data / self.size
         return Batch(
-            self.source.args, self.source.kwargs, len(rows), scale, {self.plate: rows}, self.plate, rows, weights, observed
+            self.source.args,
+            self.source.kwargs,
+            len(rows),
+            scale,
+            {self.plate: rows},
+            self.plate,
+            rows,
+            weights,
+            observed,
         )
 
     def _slice(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         def cut(value: Any) -> Any:
             if isinstance(value, Tensor):
-                return value.index_select(0, rows.to(value.device)) if value.dim() and len(value) == self.size else value
+                return (
+                    value.index_select(0, rows.to(value.device)) if value.dim() and len(value) == self.size else value
+                )
             if isinstance(value, tuple) and not hasattr(value, "_fields"):
                 return tuple(cut(v) for v in value)
             if isinstance(value, list):
@@ -235,7 +258,12 @@ class Cut:
             (
                 False,
                 lambda: run_scored(
-                    self.source.model, self.source.args, self.source.kwargs, lambda n, fn: values[n], start, {self.plate: rows}
+                    self.source.model,
+                    self.source.args,
+                    self.source.kwargs,
+                    lambda n, fn: values[n],
+                    start,
+                    {self.plate: rows},
                 ),
             ),
         ]
@@ -265,7 +293,9 @@ class Cut:
             return False
         found = site.log_prob()
         tolerance = 1e-6 if found.dtype == torch.float64 else 1e-2
-        return found.shape == expected.shape and bool(torch.allclose(found, expected, tolerance, tolerance, equal_nan=True))
+        return found.shape == expected.shape and bool(
+            torch.allclose(found, expected, tolerance, tolerance, equal_nan=True)
+        )
 
 
 def split_rows(size: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -276,7 +306,9 @@ def split_rows(size: int, fraction: float, generator: torch.Generator) -> tuple[
     """
     held = round(size * fraction)
     if not 0 < held < size:
-        raise PlanError(message("the validation fraction leaves no data on one side", value=fraction, why=f"of {size} data"))
+        raise PlanError(
+            message("the validation fraction leaves no data on one side", value=fraction, why=f"of {size} data")
+        )
     order = torch.randperm(size, generator=generator)
     return order[held:].sort().values, order[:held].sort().values
 

@@ -88,9 +88,7 @@ class Bound:
                 )
             )
 
-        return run_scored(
-            self.model, batch.args, batch.kwargs, draw, parameters, batch.indices, batch.keep_subsamples
-        )
+        return run_scored(self.model, batch.args, batch.kwargs, draw, parameters, batch.indices, batch.keep_subsamples)
 
     def closed_form(self, model: Scored, guide: Scored, order: Sequence[str]) -> Tensor | None:
         """KL(q ‖ p) of one latent by batch element, where that is a valid and known closed form.
@@ -99,7 +97,7 @@ class Bound:
         independently), and not where the prior depends on a latent that is summed.
         """
         known = self._closed.get(model.name)
-        if known is False:
+        if known is False or guide.twin is not None:
             return None
         if known is None and not self._admits(model.name, order):
             self._closed[model.name] = False

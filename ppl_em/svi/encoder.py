@@ -139,7 +139,8 @@ class Encoder(nn.Module):
             self.standardise.append(layer)
             pool = perceptron([layer.width, *hidden]) if shape.pooled else nn.Identity()
             self.pools.append(pool)
-            width += (2 * hidden[-1] + 1) if shape.pooled else layer.width
+            embedded = (hidden[-1] if hidden else layer.width) + layer.width
+            width += 2 * embedded + 1 if shape.pooled else layer.width
         self.linear = nn.Linear(width, num_inputs)
         self.deep = perceptron([width, *hidden, num_inputs]) if hidden else None
         nn.init.zeros_(self.linear.weight)
@@ -162,8 +163,11 @@ class Encoder(nn.Module):
         parts = []
         for shape, layer, pool in zip(self.shapes, self.standardise, self.pools, strict=True):
             features, seen = arrange(shape, self.plates, observed)
-            embedded = pool(layer(features, seen))
-            parts.append(_pooled(embedded, seen, len(shape.pooled)) if shape.pooled else embedded)
+            standard = layer(features, seen)
+            if shape.pooled:  # beside the embeddings their inputs, for what is linear in the data
+                parts.append(_pooled(torch.cat([pool(standard), standard], -1), seen, len(shape.pooled)))
+            else:
+                parts.append(standard)
         parts += parents.values()
         if len(parts) > 1:
             batch = torch.broadcast_shapes(*(p.shape[:-1] for p in parts))
@@ -177,7 +181,9 @@ class Encoder(nn.Module):
 def _pooled(embedded: Tensor, seen: Tensor | None, count: int) -> Tensor:
     """Mean and sum (divided by the root of the number) of embeddings over pooled plates, and the number's logarithm."""
     dims = tuple(range(-1 - count, -1))
-    weight = torch.ones_like(embedded[..., :1]) if seen is None else seen.to(embedded.dtype).expand_as(embedded[..., :1])
+    weight = (
+        torch.ones_like(embedded[..., :1]) if seen is None else seen.to(embedded.dtype).expand_as(embedded[..., :1])
+    )
     number = weight.sum(dims).clamp_min(1.0)
     total = (embedded * weight).sum(dims)
     return torch.cat([total / number, total / number.sqrt(), number.log()], -1)

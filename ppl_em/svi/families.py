@@ -44,9 +44,13 @@ class PushforwardNormal:
         event_shape: shape of one value.
         draws: (n, *event_shape) draws from the prior: the family is centred and scaled by them, so that inputs of
             zero give about the prior's location and spread.
+        batch_dims: number of leading dimensions of ``event_shape`` that the distributions count as batch.
     """
 
-    def __init__(self, support: constraints.Constraint, event_shape: torch.Size, draws: Tensor) -> None:
+    def __init__(
+        self, support: constraints.Constraint, event_shape: torch.Size, draws: Tensor, batch_dims: int = 0
+    ) -> None:
+        self.batch_dims = batch_dims
         self.transform = biject_to(support)
         self.event_shape = event_shape
         self.free_shape = self.transform.inverse_shape(event_shape)
@@ -55,11 +59,13 @@ class PushforwardNormal:
         self.loc, self.scale = centre(self.transform.inv(draws).reshape(len(draws), -1))
 
     def __call__(self, inputs: Tensor) -> Any:
+        """Called as the thing that it stands for."""
         loc, raw = inputs.split(self.size, -1)
         base = dist.Normal(
             self.shaped(self.place(loc)), self.shaped(self.scale * softplus_scale(raw)), validate_args=False
         )
-        return self.carry(base.to_event(len(self.free_shape)) if self.free_shape else base)
+        event_dim = len(self.free_shape) - self.batch_dims
+        return self.carry(base.to_event(event_dim) if event_dim else base)
 
     def place(self, loc: Tensor) -> Tensor:
         """Standardised location (*batch, size) to unconstrained space."""
@@ -96,7 +102,9 @@ def centre(draws: Tensor) -> tuple[Tensor, Tensor]:
 variational_family = ConstraintRegistry()
 
 
-def family_for(name: str, support: constraints.Constraint, event_shape: torch.Size, draws: Tensor) -> Family:
+def family_for(
+    name: str, support: constraints.Constraint, event_shape: torch.Size, draws: Tensor, batch_dims: int = 0
+) -> Family:
     """The family for a latent.
 
     Args:
@@ -104,6 +112,7 @@ def family_for(name: str, support: constraints.Constraint, event_shape: torch.Si
         support: the latent's support.
         event_shape: shape of one value.
         draws: (n, *event_shape) draws from its prior.
+        batch_dims: number of leading dimensions of ``event_shape`` that the site counts as batch.
 
     Raises:
         ModelError: no family is registered for the support and no bijection to it is known.
@@ -115,7 +124,7 @@ def family_for(name: str, support: constraints.Constraint, event_shape: torch.Si
         make: Callable[..., Family] = variational_family(base)
     except NotImplementedError:
         try:
-            return PushforwardNormal(support, event_shape, draws)
+            return PushforwardNormal(support, event_shape, draws, batch_dims)
         except NotImplementedError as error:
             raise ModelError(
                 message(
@@ -125,4 +134,7 @@ def family_for(name: str, support: constraints.Constraint, event_shape: torch.Si
                     hint="@variational_family.register(type(constraint)), or a guide of your own",
                 )
             ) from error
+    if batch_dims:
+        why = "its family is registered for single values"
+        raise ModelError(message("a batch dimension that is no plate", site=name, why=why, hint="pyro.plate for it"))
     return make(event_shape, draws)

@@ -41,6 +41,7 @@ class FittedGuide:
         self._kept: tuple[tuple[Any, ...], AmortisedPosterior] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called as the thing that it stands for."""
         for name, value in self._points.items():
             pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
         if not self._summed:
@@ -54,7 +55,11 @@ class FittedGuide:
     def _ask(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AmortisedPosterior:
         """The posterior for a call, kept for calls with the very same arguments."""
         key = (*args, *kwargs.keys(), *kwargs.values())
-        if self._kept is None or len(self._kept[0]) != len(key) or any(a is not b for a, b in zip(self._kept[0], key, strict=True)):
+        if (
+            self._kept is None
+            or len(self._kept[0]) != len(key)
+            or any(a is not b for a, b in zip(self._kept[0], key, strict=True))
+        ):
             with torch.enable_grad():  # tracing differentiates
                 self._kept = (key, self._posterior(args, kwargs))
         return self._kept[1]

@@ -54,9 +54,7 @@ class Iterate:
         return cls(state.step, state.parameters, state.objective, state.held_out, state.status)
 
 
-def fit_svi(
-    problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]
-) -> FitResult:
+def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
     """Fit a problem whose plan asks for SVI.
 
     Args:
@@ -174,7 +172,12 @@ def _result(
         with isolated(problem.seed):
             e = e_step(plan, outcome.parameters)
         name = "log_posterior" if points else "log_likelihood"
-        exact = {"objective": e.objective, "objective_name": name, "log_likelihood": e.log_likelihood, "exact": plan.exact}
+        exact = {
+            "objective": e.objective,
+            "objective_name": name,
+            "log_likelihood": e.log_likelihood,
+            "exact": plan.exact,
+        }
         return FitResult(**{**common, **exact})
     return ApproximateResult(
         **common,
@@ -184,8 +187,6 @@ def _result(
         _tracing=problem.tracing,
         _loader=problem.loader,
     )
-
-
 
 
 __all__ = ["Iterate", "fit_svi", "iterate_svi"]

@@ -17,8 +17,9 @@ from ppl_em.trace.run import Record
 
 #: Input at which `softplus_scale` is 0.1.
 NARROW = -2.7935
-#: Draws a value: site name, distribution, and for an auxiliary variable the latent whose plates it shares.
-Sample = Callable[[str, Any, str | None], Tensor]
+#: Draws a value: site name, distribution, the same with its parameters held (None: not wanted), and for an auxiliary
+#: variable the latent whose plates it shares.
+Sample = Callable[[str, Any, Any, str | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class Member:
     Args:
         name: site name.
         shape: shape of the value of one element of all plates (undeclared batch dimensions, then the event).
-        support: of one such value.
+        event_dim: how many of these dimensions are the event.
         family: its variational family.
     """
 
     name: str
     shape: torch.Size
-    support: constraints.Constraint
+    event_dim: int
     family: Family
 
 
@@ -46,11 +47,13 @@ class Group:
         plates: (plate, dimension from the right), leftmost first.
         members: the latents.
         joint: one normal distribution with full covariance for all of them, in unconstrained space.
+        trailing: batch dimensions of size 1 to the right of the last plate.
     """
 
     plates: tuple[tuple[str, int], ...]
     members: tuple[Member, ...]
     joint: bool
+    trailing: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,35 +88,59 @@ class Group:
 
     def positioned(self, inputs: Tensor) -> Tensor:
         """(*plates, F) with size-1 dimensions where the plates leave gaps in the batch shape."""
-        if not self.plates:
+        if not self.plates or (self.span == len(self.plates) and not self.trailing):
             return inputs
         left, right = self.plates[0][1], self.plates[-1][1]
-        if right - left + 1 == len(self.plates):
-            return inputs
         sizes = {d: n for (_, d), n in zip(self.plates, inputs.shape, strict=False)}
-        return inputs.reshape(*(sizes.get(d, 1) for d in range(left, right + 1)), inputs.shape[-1])
+        batch = [sizes.get(d, 1) for d in range(left, right + 1)]
+        return inputs.reshape(*batch, *[1] * self.trailing, inputs.shape[-1])
 
-    def draw(self, inputs: Tensor, sample: Sample) -> dict[str, Tensor]:
+    @property
+    def span(self) -> int:
+        """Number of batch dimensions from the first plate to the last."""
+        return self.plates[-1][1] - self.plates[0][1] + 1 if self.plates else 0
+
+    def draw(self, inputs: Tensor, sample: Sample, held: bool = False) -> dict[str, Tensor]:
         """One reparameterised draw, values by latent.
 
         Args:
             inputs: (*plates, num_inputs).
             sample: draws from a distribution under a name.
+            held: also give ``sample`` the distribution with its parameters held: log q then has gradients along the
+                draw only, and the bound's gradient has no variance where q is the posterior.
+
+        Reference:
+            Roeder, G., Wu, Y. & Duvenaud, D. (2017). Sticking the landing. NeurIPS.
         """
         inputs = self.positioned(inputs)
         if self.joint:
-            return self._draw_joint(inputs, sample)
+            return self._draw_joint(inputs, sample, held)
         values, at = {}, 0
         for member in self.members:
-            fn = member.family(inputs[..., at : at + member.family.num_inputs])
+            mine = inputs[..., at : at + member.family.num_inputs]
             at += member.family.num_inputs
-            values[member.name] = sample(member.name, fn, None)
+            twin = member.family(mine.detach()) if held else None
+            values[member.name] = sample(member.name, member.family(mine), twin, None)
         return values
 
-    def _draw_joint(self, inputs: Tensor, sample: Sample) -> dict[str, Tensor]:
+    def _draw_joint(self, inputs: Tensor, sample: Sample, held: bool) -> dict[str, Tensor]:
+        fn = self._normal(inputs)
+        twin = self._normal(inputs.detach()) if held else None
+        first = self.members[0]
         families: list[PushforwardNormal] = [m.family for m in self.members]  # type: ignore[misc]
-        sizes = [f.size for f in families]
-        size = sum(sizes)
+        if len(self.members) == 1 and first.shape == fn.event_shape and is_identity(families[0].transform):
+            return {first.name: sample(first.name, fn, twin, None)}
+        together = sample(f"_{first.name}_joint", fn, twin, first.name)
+        pieces = together.split([f.size for f in families], -1)
+        return {
+            m.name: sample(m.name, _carried(m, f, piece), None, None)
+            for m, f, piece in zip(self.members, families, pieces, strict=True)
+        }
+
+    def _normal(self, inputs: Tensor) -> Any:
+        """The joint normal distribution in unconstrained space."""
+        families: list[PushforwardNormal] = [m.family for m in self.members]  # type: ignore[misc]
+        size = sum(f.size for f in families)
         loc, raw, below = inputs.split([size, size, size * (size - 1) // 2], -1)
         base_loc, base_scale = torch.cat([f.loc for f in families]), torch.cat([f.scale for f in families])
         tril = torch.diag_embed(softplus_scale(raw))
@@ -121,15 +148,7 @@ class Group:
             rows, columns = torch.tril_indices(size, size, -1, device=inputs.device)
             tril[..., rows, columns] = below
         loc, tril = torch.addcmul(base_loc, base_scale, loc), base_scale.unsqueeze(-1) * tril
-        fn = dist.MultivariateNormal(loc, scale_tril=tril, validate_args=False)
-        first = self.members[0]
-        if len(self.members) == 1 and first.shape == (size,) and is_identity(families[0].transform):
-            return {first.name: sample(first.name, fn, None)}
-        together = sample(f"_{first.name}_joint", fn, first.name)
-        return {
-            m.name: sample(m.name, _carried(m, f, piece), None)
-            for m, f, piece in zip(self.members, families, together.split(sizes, -1), strict=True)
-        }
+        return dist.MultivariateNormal(loc, scale_tril=tril, validate_args=False)
 
     def marginal(self, name: str, joint: Any) -> Any:
         """Marginal of one member of a joint draw.
@@ -155,14 +174,13 @@ class Group:
         raise KeyError(name)
 
     def free_values(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained, standardised values of all members that have a bijection, (batch, n)."""
+        """Unconstrained, standardised values of all members that have a bijection, (*batch from first to last plate, n)."""
         parts = []
         for member in self.members:
             family = member.family
             if isinstance(family, PushforwardNormal):
-                value = values[member.name]
-                free = family.transform.inv(value)
-                flat = free.reshape(value.shape[: value.dim() - len(member.shape)] + (-1,))
+                free = family.transform.inv(values[member.name])
+                flat = free.reshape(free.shape[: self.span] + (-1,))
                 parts.append((flat - family.loc) / family.scale)
         return torch.cat(parts, -1) if parts else torch.zeros(0)
 
@@ -172,10 +190,9 @@ def _carried(member: Member, family: PushforwardNormal, piece: Tensor) -> Any:
     free = family.shaped(piece)
     value = family.transform(free)
     change = family.transform.log_abs_det_jacobian(free, value)
-    batch = value.dim() - len(member.shape)
-    while change.dim() > batch:
+    while change.dim() > value.dim() - member.event_dim:
         change = change.sum(-1)
-    return dist.Delta(value, -change, event_dim=len(member.shape), validate_args=False)
+    return dist.Delta(value, -change, event_dim=member.event_dim, validate_args=False)
 
 
 def group_latents(
@@ -192,19 +209,25 @@ def group_latents(
     Raises:
         ModelError: a batch dimension between plates that is no plate.
     """
-    found: dict[tuple[tuple[str, int], ...], list[Member]] = {}
+    found: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for name in names:
-        record = records[name]
-        plates = tuple((n, d) for d, n in sorted((f.dim, f.name) for f in record.frames if f.dim is not None))
-        found.setdefault(plates, []).append(_member(record, plates, draws[name]))
+        frames = records[name].frames
+        plates = tuple((n, d) for d, n in sorted((f.dim, f.name) for f in frames if f.dim is not None))
+        found.setdefault(plates, []).append(name)
     groups = []
-    for plates, members in sorted(found.items(), key=lambda item: len(item[0])):
+    for plates, mine in sorted(found.items(), key=lambda item: len(item[0])):
+        inner = [_inner(records[n], plates) for n in mine]
+        plain = bool(plates) and all(i.numel() == 1 for i in inner)
+        members = tuple(
+            _member(records[n], draws[n], torch.Size() if plain else i) for n, i in zip(mine, inner, strict=True)
+        )
         joint = covariance == "full" and all(isinstance(m.family, PushforwardNormal) for m in members)
-        groups.append(Group(plates, tuple(members), joint))
+        groups.append(Group(plates, members, joint, len(inner[0]) if plain else 0))
     return groups
 
 
-def _member(record: Record, plates: tuple[tuple[str, int], ...], draws: Tensor) -> Member:
+def _inner(record: Record, plates: tuple[tuple[str, int], ...]) -> torch.Size:
+    """Batch dimensions to the right of the last plate."""
     fn = record.fn
     rank = len(fn.batch_shape)
     right = plates[-1][1] if plates else -rank - 1
@@ -219,10 +242,13 @@ def _member(record: Record, plates: tuple[tuple[str, int], ...], draws: Tensor) 
                 hint="pyro.plate for it, or .to_event()",
             )
         )
-    inner = torch.Size(fn.batch_shape[rank + right + 1 :])
-    shape = inner + fn.event_shape
-    support = fn.support
+    return torch.Size(fn.batch_shape[rank + right + 1 :])
+
+
+def _member(record: Record, draws: Tensor, inner: torch.Size) -> Member:
+    shape = inner + record.fn.event_shape
+    support = record.fn.support
     if inner:
         support = constraints.independent(support, len(inner))
-    flat = draws.reshape((-1, *shape))
-    return Member(record.name, shape, support, family_for(record.name, support, shape, flat))
+    family = family_for(record.name, support, shape, draws.reshape((-1, *shape)), len(inner))
+    return Member(record.name, shape, record.fn.event_dim, family)

@@ -39,12 +39,13 @@ class AutomaticRun:
 
     Args:
         guide: the guide.
+        held: see :meth:`AutomaticGuide.draw`; the importance-weighted bound needs the whole gradient.
     """
 
     mean_field = True
 
-    def __init__(self, guide: AutomaticGuide) -> None:
-        self.callable = guide
+    def __init__(self, guide: AutomaticGuide, held: bool = True) -> None:
+        self.callable, self.held = guide, held
         named = [(f"{LABEL}$$${n}", t) for n, t in guide.networks.named_parameters()]
         named += [(f"{LABEL}.free.{n}", t) for n, t in guide.free.items()]
         self.parameters = {
@@ -59,7 +60,7 @@ class AutomaticRun:
             observed = guide.read(batch.args, batch.kwargs, parameters, batch.keep_subsamples)
         sites: list[Scored] = []
 
-        def sample(name: str, fn: Any, beside: str | None) -> Tensor:
+        def sample(name: str, fn: Any, twin: Any, beside: str | None) -> Tensor:
             if isinstance(fn, dist.Delta):
                 value = fn.v
             elif fn.has_rsample:
@@ -69,11 +70,11 @@ class AutomaticRun:
                     message("the variational family cannot be reparameterised", site=name, value=type(fn).__name__)
                 )
             infer = {"is_auxiliary": True, "with": beside} if beside else {}
-            sites.append(Scored(name, fn, value, False, infer=infer))
+            sites.append(Scored(name, fn, value, False, infer=infer, twin=twin))
             return value
 
         indices = dict(batch.indices)
         if batch.rows is not None and batch.plate is not None:
             indices[batch.plate] = batch.rows
-        guide.draw(observed, sample, indices)
+        guide.draw(observed, sample, indices, self.held)
         return sites

@@ -51,5 +51,3 @@ def _full_against_diagonal(q: MultivariateNormal, p: Normal) -> Tensor:
     distance = ((q.loc - p.loc).square() / variance).sum(-1)
     volume = 2 * (p.scale.log().sum(-1) - root.diagonal(dim1=-2, dim2=-1).log().sum(-1))
     return 0.5 * (trace + distance + volume - q.event_shape[0])
-
-

@@ -157,9 +157,7 @@ class Reader:
         """
         if self.direct:
             return {c.name: (_follow(c.path, args, kwargs), None) for c in self.columns if c.path is not None}
-        run = run_program(
-            self.model, tuple(args), kwargs, parameters=parameters, keep_subsamples=keep_subsamples
-        )
+        run = run_program(self.model, tuple(args), kwargs, parameters=parameters, keep_subsamples=keep_subsamples)
         result: Observations = {}
         for column in self.columns:
             if column.name in run.records:

@@ -13,9 +13,9 @@ from ppl_em.errors import PplEmError, message
 from ppl_em.ir import Latent
 from ppl_em.svi.automatic import AutomaticGuide
 from ppl_em.svi.batch import Batch
+from ppl_em.svi.isolation import Isolation
 from ppl_em.svi.query import Query
 from ppl_em.svi.score import Scored
-from ppl_em.svi.isolation import Isolation
 
 #: Draws over which marginals of summed latents, and the entropy, are averaged.
 NUM_DRAWS = 32
@@ -82,7 +82,11 @@ class AmortisedPosterior:
                 for block, posterior in self._blocks():
                     if name in block.names:
                         sizes = {p: block.sizes[p] for p in latent.plates}
-                        part = posterior.marginal(name).expand({**sizes, name: latent.cardinality}).align((*latent.plates, name))
+                        part = (
+                            posterior.marginal(name)
+                            .expand({**sizes, name: latent.cardinality})
+                            .align((*latent.plates, name))
+                        )
                         total = part if total is None else total + part
         assert total is not None
         return _distribution(latent, (total / total.sum(-1, keepdim=True)).clamp(0, 1))
@@ -125,7 +129,9 @@ class AmortisedPosterior:
         """One joint draw of all latents, values as the program has them."""
         sites = self.query.guide.draw(self._batch(), self.query.values)
         if self._bound.guided:
-            raise PplEmError(message("joint draws of latents that the guide enumerates are not supported", hint="result.guide"))
+            raise PplEmError(
+                message("joint draws of latents that the guide enumerates are not supported", hint="result.guide")
+            )
         values = {s.name: s.value for s in sites if s.name in self.plan.approximated}
         for block, posterior in self._blocks(sites):
             for name, factor in posterior.sample(1, generator).items():

@@ -83,7 +83,9 @@ class Query:
         value, variance = 0.0, 0.0
         shared = shared_latents(self.plan) or bound.plate is None
         if shared and len(self.batches) > 1:
-            raise PplEmError(message("data that share sampled latents must be given at once", hint="one tensor, not a loader"))
+            raise PplEmError(
+                message("data that share sampled latents must be given at once", hint="one tensor, not a loader")
+            )
         with Isolation(self.seed)():
             for batch in self.batches:
                 weights = Weights()

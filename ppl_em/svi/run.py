@@ -195,7 +195,14 @@ class _Loop:
         """Where the loop stands."""
         newest = self.held_out[-1] if self.held_out else None
         return SVIState(
-            self.step, self.history[-1], self.setup.num_values, newest, self.status, self.detail, self.trainer, self.stop
+            self.step,
+            self.history[-1],
+            self.setup.num_values,
+            newest,
+            self.status,
+            self.detail,
+            self.trainer,
+            self.stop,
         )
 
     def advance(self, count: int) -> None:
@@ -285,5 +292,3 @@ def _endless(batches: Batches) -> Iterator[Batch]:
             yield batch
         if empty:
             raise RuntimeError("the loader yields no batches")
-
-

@@ -30,6 +30,7 @@ class Scored:
         mask: where False it does not count; None for everywhere.
         frames: plates around it.
         infer: the statement's ``infer`` entries.
+        twin: of a guide's draw, its distribution with the parameters held; log q is scored by it.
     """
 
     name: str
@@ -40,13 +41,14 @@ class Scored:
     mask: Any = None
     frames: tuple[Any, ...] = ()
     infer: dict[str, Any] = field(default_factory=dict)
+    twin: Any = None
 
     def log_prob(self) -> Tensor:
         """Log-density by batch element; mask and scale not applied."""
         value = self.value
         if self.observed and value.is_floating_point() and (self.mask is not None or _masked(self.fn)):
             value = torch.nan_to_num(value)  # what a mask hides may be NaN, and its gradient would be NaN too
-        return self.fn.log_prob(value)
+        return (self.fn if self.twin is None else self.twin).log_prob(value)
 
     def inside(self, plate: str | None) -> bool:
         """Whether the site lives in a plate."""

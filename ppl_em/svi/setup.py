@@ -82,7 +82,12 @@ def prepare(
     trainer = Trainer(plan, source.model, run, variables, settings)
     if isinstance(run, UserRun):
         with torch.no_grad():
-            check_guide(run, source.model, Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch), variables.constrained())
+            check_guide(
+                run,
+                source.model,
+                Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch),
+                variables.constrained(),
+            )
     if loader is None:
         train, held_out, size = _data(source, plan, settings, run, weights)
     else:
@@ -96,7 +101,9 @@ def _loaded(
     source: Source, plan: Plan, settings: SVI, loader: tuple[int, Any], weights: Tensor | None
 ) -> tuple[Batches, Batches | None, int]:
     if weights is not None:
-        raise PlanError(message("weights need all data in one call", hint="poutine.scale in the program, fed by the loader"))
+        raise PlanError(
+            message("weights need all data in one call", hint="poutine.scale in the program, fed by the loader")
+        )
     position, batches = loader
     train = Loader(batches, source, position, plan.program, settings.num_data)
     held: Batches | None = None
@@ -108,14 +115,12 @@ def _loaded(
     return train, held, plan.program.plates[plate].size if plate is not None else 1
 
 
-def _guide_run(
-    source: Source, program: Program, settings: SVI, guide: Any, init: Mapping[str, Tensor]
-) -> GuideRun:
+def _guide_run(source: Source, program: Program, settings: SVI, guide: Any, init: Mapping[str, Tensor]) -> GuideRun:
     if guide is None:
         automatic = AutomaticGuide(
             program, source, covariance=settings.covariance, hidden=settings.hidden, encoder=settings.encoder
         )
-        return AutomaticRun(automatic)
+        return AutomaticRun(automatic, held=settings.loss == "elbo")
     if isinstance(guide, AutomaticGuide):
         return AutomaticRun(guide)
     return UserRun(guide, trace_guide(guide, source, init), program)
@@ -141,7 +146,17 @@ def _data(
     fraction = settings.validation if isinstance(settings.validation, float) else 0.0
     given = _given(settings.validation, source, program, run) if not isinstance(settings.validation, float) else None
     if batch_size is None and fraction == 0.0:
-        whole = Whole(Batch(source.args, source.kwargs, size, plate=plate, weights=weights, observed=observed, keep_subsamples=source.batch))
+        whole = Whole(
+            Batch(
+                source.args,
+                source.kwargs,
+                size,
+                plate=plate,
+                weights=weights,
+                observed=observed,
+                keep_subsamples=source.batch,
+            )
+        )
         return whole, given, size
     cut = Cut(source, program, observed, columns, weights)
     chosen = batch_size or size
@@ -159,7 +174,9 @@ def _given(held_out: Any, source: Source, program: Program, run: GuideRun) -> Ba
         raise PlanError(message("held-out data need a plate around the data", hint='pyro.plate("data", len(x))'))
     with isolated(source.seed):
         start = {n: p.init for n, p in program.parameters.items()}
-        records = run_program(source.model, args, source.kwargs, assign=lambda n, fn: start.get(n), parameters=start).records
+        records = run_program(
+            source.model, args, source.kwargs, assign=lambda n, fn: start.get(n), parameters=start
+        ).records
     frames = [f for r in records.values() for f in r.frames if f.name == plate]
     size = frames[0].size if frames else 1
     return Whole(Batch(args, source.kwargs, size, plate=plate))

@@ -94,7 +94,7 @@ class UserRun:
         self._enumerated = {
             n: layout.enumerated(n, program.latents[n].support)
             for n in trace.names
-            if program.latents[n].kind == "discrete" and program.latents[n].support is not None
+            if n in program.latents and program.latents[n].kind == "discrete" and program.latents[n].support is not None
         }
 
     def draw(self, batch: Batch, parameters: Mapping[str, Tensor]) -> list[Scored]:
@@ -107,7 +107,14 @@ class UserRun:
 
         try:
             sites = run_scored(
-                self.callable, batch.args, batch.kwargs, draw, parameters, batch.indices, batch.keep_subsamples, guide=True
+                self.callable,
+                batch.args,
+                batch.kwargs,
+                draw,
+                parameters,
+                batch.indices,
+                batch.keep_subsamples,
+                guide=True,
             )
         except PplEmError:
             raise
@@ -146,7 +153,14 @@ def check_guide(run: UserRun, model: Any, batch: Batch, parameters: Mapping[str,
 
     with torch.no_grad():
         guide_sites = run_scored(
-            run.callable, batch.args, batch.kwargs, from_guide, parameters, batch.indices, batch.keep_subsamples, guide=True
+            run.callable,
+            batch.args,
+            batch.kwargs,
+            from_guide,
+            parameters,
+            batch.indices,
+            batch.keep_subsamples,
+            guide=True,
         )
         drawn = {s.name: s for s in guide_sites}
 
@@ -164,9 +178,13 @@ def _check_names(names: Sequence[str], program: Program) -> None:
     known = [n for n, z in program.latents.items()]
     for name in names:
         if name in program.sites and name not in known:
-            raise ModelError(message("the guide draws a site that the model observes", site=name, hint="leaving it to the model"))
+            raise ModelError(
+                message("the guide draws a site that the model observes", site=name, hint="leaving it to the model")
+            )
         if name not in known:
-            raise ModelError(message("the guide draws a site that the model does not have", site=name, hint=f"one of {known}"))
+            raise ModelError(
+                message("the guide draws a site that the model does not have", site=name, hint=f"one of {known}")
+            )
     for name, latent in program.latents.items():
         if name in names or latent.kind == "discrete" or name in program.parameters:
             continue
@@ -183,7 +201,9 @@ def _check_names(names: Sequence[str], program: Program) -> None:
 def _check_shape(name: str, guide: Any, model: Any) -> None:
     mine, theirs = tuple(guide.shape()), tuple(model.shape())
     if mine != theirs:
-        plates = "is the sample statement in the same plates?" if len(mine) != len(theirs) or not guide.batch_shape else ""
+        plates = (
+            "is the sample statement in the same plates?" if len(mine) != len(theirs) or not guide.batch_shape else ""
+        )
         raise ModelError(
             message(
                 f"the guide's draw has shape {mine}, the model's {theirs}",

@@ -28,7 +28,9 @@ class Variables:
         fixed: names that no gradient moves (frozen, or updated in closed form).
     """
 
-    def __init__(self, parameters: Mapping[str, Parameter], values: Mapping[str, Tensor], fixed: Iterable[str] = ()) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Parameter], values: Mapping[str, Tensor], fixed: Iterable[str] = ()
+    ) -> None:
         self.parameters = dict(parameters)
         self.fixed = set(fixed) | {n for n, p in parameters.items() if p.frozen}
         self.constants: dict[str, Tensor] = {}
@@ -45,7 +47,9 @@ class Variables:
             else:
                 self._transforms[name] = transform_to(parameter.constraint)
                 self.leaves[name] = self._free(name, value).requires_grad_(True)
-        self._real = {n for n, p in self.parameters.items() if p.constraint in (constraints.real, constraints.real_vector)}
+        self._real = {
+            n for n, p in self.parameters.items() if p.constraint in (constraints.real, constraints.real_vector)
+        }
 
     def _free(self, name: str, value: Tensor) -> Tensor:
         free = self._transforms[name].inv(value)

@@ -113,9 +113,7 @@ def make_design(
     return Design(tuple(sources), index, features, None if none else offset, cells, data, shape, transform, event)
 
 
-def _columns(
-    value: Tensor, leaves: Sequence[Tensor], rows: int, transform: Transform
-) -> tuple[Tensor, Tensor] | None:
+def _columns(value: Tensor, leaves: Sequence[Tensor], rows: int, transform: Transform) -> tuple[Tensor, Tensor] | None:
     """Coefficients (G, F) of each cell and their features (G, N, F).
 
     Coefficients that share no cell are differentiated by together (a mixture of K regressions on F covariates takes F

@@ -84,7 +84,9 @@ def assemble(
     for name, latent in summed.items():
         extra = tuple(b for (z, _), b in layout.batches.items() if z == name)
         parents = tuple(z for z in sites[name].scope if z != name)
-        named[name] = replace(latent, plates=latent.plates + extra, parents=parents, by_path=name in enumeration.by_path)
+        named[name] = replace(
+            latent, plates=latent.plates + extra, parents=parents, by_path=name in enumeration.by_path
+        )
     for site in sites.values():
         _require_enclosed(site, named, plates, survey.records)
     table = {
@@ -147,8 +149,7 @@ def _require_enclosed(
                 f"the site depends on several elements of '{z}' at once",
                 site=site.name,
                 why=f"'{z}' lives in plates that do not enclose it ({', '.join(latents[z].plates)})",
-                hint="fewer elements in this plate, so that their joint values can be enumerated, or "
-                'method="svi"',
+                hint='fewer elements in this plate, so that their joint values can be enumerated, or method="svi"',
             ),
             beyond,
         )

@@ -38,7 +38,9 @@ def infer_domains(
         for n, p in parameters.items()
         if p.origin != "site" and p.constraint in (constraints.real, constraints.real_vector)
     }
-    suspects = {n for s in sites.values() for a, v in s.arguments.items() if _domain(s, a) for n in v.sources if n in bare}
+    suspects = {
+        n for s in sites.values() for a, v in s.arguments.items() if _domain(s, a) for n in v.sources if n in bare
+    }
     if not suspects:
         return dict(parameters), ()
     nearby = {n: replace(p, constraint=_Near(p.init)) if n in suspects else p for n, p in parameters.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,9 @@ class Enumeration:
             values[z] = support[min(k, len(support) - 1)].expand(tuple(fn.batch_shape) + tuple(fn.event_shape))
         return values
 
-    def _assign(self, name: str, fn: Any, parameters: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Tensor | None:
+    def _assign(
+        self, name: str, fn: Any, parameters: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    ) -> Tensor | None:
         if name in self.points:
             return parameters[name]
         latent = self.summed.get(name)

@@ -101,7 +101,9 @@ class Paths:
         own = None
         if name in self.summed:
             axis = self.registers.index(self.layout.register[name]) if name in self.latents else None
-            own = Own(self.summed[name], self.layout.position(name), None if axis is None else [c[axis] for c in places])
+            own = Own(
+                self.summed[name], self.layout.position(name), None if axis is None else [c[axis] for c in places]
+            )
         widths = {
             self.layout.position(z): self.summed[z].cardinality
             for z in self.scopes.get(name, ())

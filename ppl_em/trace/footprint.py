@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import numpy as np
 import pyro
 import torch
-from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_STACK
 from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import Tensor
 
 from ppl_em.errors import DataError, message
-from torch import Tensor
 
 
 @contextmanager

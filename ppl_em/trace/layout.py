@@ -87,7 +87,12 @@ class Layout:
         return Factor(tensor[index], tuple(n for n in names if n is not None))
 
     def _name(
-        self, record: Record, position: int, plates: Mapping[int, str], in_register: Mapping[int, str], scope: Iterable[str]
+        self,
+        record: Record,
+        position: int,
+        plates: Mapping[int, str],
+        in_register: Mapping[int, str],
+        scope: Iterable[str],
     ) -> str:
         if position >= -self.static:
             if position >= -self.folded.get(record.name, 0):
@@ -120,7 +125,12 @@ def plate_dims(frames: Iterable[Frame]) -> dict[int, str]:
 def batch_rank(record: Record) -> int:
     """Number of batch dimensions of a site, those of its value included."""
     event = getattr(record.fn, "event_dim", 0)
-    return max(len(getattr(record.fn, "batch_shape", ())), record.value.dim() - event, *(-f.dim for f in record.frames if f.dim), 0)
+    return max(
+        len(getattr(record.fn, "batch_shape", ())),
+        record.value.dim() - event,
+        *(-f.dim for f in record.frames if f.dim),
+        0,
+    )
 
 
 def allocate(

@@ -188,7 +188,9 @@ def _derivative_agrees(probe: Probe, links: Sequence[Link], normalised: bool) ->
     value = Factor(probe.value.detach(), ())
     predicted = Argument(value, tuple(links)).evaluate(leaves)
     if normalised:
-        total = predicted.exp().sum(-1, keepdim=True) if bool((predicted < 0).any()) else predicted.sum(-1, keepdim=True)
+        total = (
+            predicted.exp().sum(-1, keepdim=True) if bool((predicted < 0).any()) else predicted.sum(-1, keepdim=True)
+        )
         predicted = predicted - total.log() if bool((predicted < 0).any()) else predicted / total
     for name in names:
         mine = directional_derivatives([predicted], leaves[name], probe.directions[name][1:])

@@ -27,7 +27,9 @@ def check_observations(records: Mapping[str, Record]) -> None:
             raise DataError(message("nothing is observed (an empty tensor)", site=name, value=tuple(value.shape)))
         counted = _counted(record)
         if value.is_floating_point():
-            _refuse(name, value, torch.isnan(value) & counted, "NaN in observed data", "removing or imputing these elements")
+            _refuse(
+                name, value, torch.isnan(value) & counted, "NaN in observed data", "removing or imputing these elements"
+            )
             _refuse(name, value, torch.isinf(value) & counted, "infinite values in observed data", "removing them")
         inside = None if _varies(record) else _inside_support(record)
         if inside is not None:

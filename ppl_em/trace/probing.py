@@ -107,9 +107,7 @@ def find_all_links(
     return links, _designs(affine, sites, parameters, enumeration) if affine else {}
 
 
-def _too_many_values(
-    site: Site, argument: str, values: Sequence[Tensor], parameters: Mapping[str, Parameter]
-) -> bool:
+def _too_many_values(site: Site, argument: str, values: Sequence[Tensor], parameters: Mapping[str, Parameter]) -> bool:
     """Whether a table has more different elements than its sources: then it is no gather, and needs no derivatives."""
     if site.family is None or not is_structured(site.family):
         return False
@@ -278,9 +276,7 @@ def _control(enumeration: Enumeration, site: Site) -> frozenset[str]:
     return frozenset(m.removeprefix("param:") for m in record.control if m.startswith("param:"))
 
 
-def _explained(
-    argument: Argument, links: tuple[Link, ...], design: Design | None, control: frozenset[str]
-) -> Argument:
+def _explained(argument: Argument, links: tuple[Link, ...], design: Design | None, control: frozenset[str]) -> Argument:
     """The argument with what was found; then it depends on nothing else (``x.type_as(y)`` carries y's marks, say).
 
     Parameters that have reached Python stay sources: what they control shows at some values only.
@@ -303,7 +299,17 @@ def _form(site: Site) -> Any:
     )
     options = tuple(sorted((k, repr(v)) for k, v in site.options.items()))
     inside = _own_values_differ(site)
-    return (site.family, site.role, arguments, shape(site.value), shape(site.mask), len(site.scope), options, site.point, inside)
+    return (
+        site.family,
+        site.role,
+        arguments,
+        shape(site.value),
+        shape(site.mask),
+        len(site.scope),
+        options,
+        site.point,
+        inside,
+    )
 
 
 def _own_values_differ(site: Site) -> str | None:

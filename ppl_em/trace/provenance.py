@@ -12,7 +12,18 @@ from torch.overrides import TorchFunctionMode
 
 #: Calls by which a tensor's value leaves torch for Python: what runs afterwards may depend on it in any way.
 _ESCAPES = frozenset(
-    {"__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy", "__array__", "__contains__", "is_nonzero"}
+    {
+        "__bool__",
+        "__float__",
+        "__int__",
+        "__index__",
+        "item",
+        "tolist",
+        "numpy",
+        "__array__",
+        "__contains__",
+        "is_nonzero",
+    }
 )
 #: Randomness outside sample statements (batch normalisation: a result that depends on the other data of the batch).
 _RANDOM = frozenset(

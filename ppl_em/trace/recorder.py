@@ -78,7 +78,9 @@ class Recorder(Messenger):
             return
         if name in self.records:
             raise ModelError(
-                message("two sample statements have the same name", site=name, hint='a name of its own each, e.g. f"z_{t}"')
+                message(
+                    "two sample statements have the same name", site=name, hint='a name of its own each, e.g. f"z_{t}"'
+                )
             )
         if not isinstance(fn, Distribution):
             raise ModelError(message("not a distribution", site=name, value=type(fn).__name__))

@@ -73,18 +73,24 @@ def refuse_large(
             refusals.add(connected(name, scopes), _too_large(name, scope, summed, batch, limit))
 
 
-def _too_large(
-    name: str, scope: tuple[str, ...], summed: Mapping[str, Latent], batch: int, limit: float
-) -> PlanError:
+def _too_large(name: str, scope: tuple[str, ...], summed: Mapping[str, Latent], batch: int, limit: float) -> PlanError:
     sizes = [summed[z].cardinality for z in scope]
     elements = math.prod(sizes) * max(1, batch)
     largest = max(sizes)
-    shown = "×".join(map(str, sizes)) if len(sizes) <= 4 else f"{largest}^{len(sizes)}" if len(set(sizes)) == 1 else f"{len(sizes)} latents"
+    shown = (
+        "×".join(map(str, sizes))
+        if len(sizes) <= 4
+        else f"{largest}^{len(sizes)}"
+        if len(set(sizes)) == 1
+        else f"{len(sizes)} latents"
+    )
     hints = ['method="svi"']
     fitting = int((limit / max(1, batch)) ** (1 / len(sizes)))
     if fitting >= 2 and fitting < largest:
         hints.append(f"fewer states (K {largest}→{fitting})")
-    hints.append(f"a site that depends on at most {max(1, int(math.log(limit / max(1, batch)) / math.log(largest)))} of them")
+    hints.append(
+        f"a site that depends on at most {max(1, int(math.log(limit / max(1, batch)) / math.log(largest)))} of them"
+    )
     hints.append("a larger Auto(memory_bytes=...)")
     return PlanError(
         message(

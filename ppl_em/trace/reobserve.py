@@ -33,5 +33,6 @@ class Reobserved:
         self.model, self.values = model, values
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called as the thing that it stands for."""
         with _Replace(self.values):
             return self.model(*args, **kwargs)

@@ -99,7 +99,9 @@ def _value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
         position = batch - len(shape) + axis
         if axis - len(shape) + record.peeled.inner in declared and axis - len(shape) < -record.peeled.inner:
             continue
-        constant = all(_size(t, record.peeled.event_dims[n], axis - len(shape)) == 1 for n, t in record.peeled.arguments.items())
+        constant = all(
+            _size(t, record.peeled.event_dims[n], axis - len(shape)) == 1 for n, t in record.peeled.arguments.items()
+        )
         if target[position] == 1 and shape[axis] > 1 and constant:
             target[position] = shape[axis]
     return layout.name_dims(record, value.expand(target), event_dim, record.peeled.inner, scope)
@@ -127,4 +129,3 @@ def _position(record: Record, layout: Layout, plate: str) -> int:
 
 def _source_name(mark: str) -> str:
     return mark.split(":", 1)[1]
-

@@ -26,7 +26,9 @@ class Thinning:
 
     def __init__(self, plates: Mapping[str, Plate]) -> None:
         self.index = {
-            n: torch.linspace(0, p.size - 1, KEPT).long().unique() for n, p in plates.items() if p.size > LARGE and p.declared
+            n: torch.linspace(0, p.size - 1, KEPT).long().unique()
+            for n, p in plates.items()
+            if p.size > LARGE and p.declared
         }
 
     def record(self, record: Record) -> Record:

@@ -217,7 +217,9 @@ def _indexed(tensor: Tensor, index: Any) -> Tensor:
     parts = index if isinstance(index, tuple) else (index,)
     steps = [p for p in parts if isinstance(p, Steps)]
     if len(steps) != 1 or any(isinstance(p, Tensor) and not isinstance(p, Steps) for p in parts):
-        raise NotVectorised(message("an index mixes the time step with other tensors", hint="x[t] first, then the other index"))
+        raise NotVectorised(
+            message("an index mixes the time step with other tensors", hint="x[t] first, then the other index")
+        )
     plain = steps[0]._plain()
     low, high = int(plain.min()), int(plain.max())
     place = next(i for i, p in enumerate(parts) if p is steps[0])

@@ -65,10 +65,16 @@ def compare_steps(
             index = torch.randint(latent.cardinality, [program.plates[p].size for p in plates], generator=generator)
             single = axis.at(name, step)
             drawn[single] = Factor(index, plates)
-            values[single] = _positioned(latent.support[index], [program.plates[p].dim for p in plates], len(latent.event_shape))
-    outside = [z for z, v in program.latents.items() if v.kind == "discrete" and z not in axis.first and z not in values]
+            values[single] = _positioned(
+                latent.support[index], [program.plates[p].dim for p in plates], len(latent.event_shape)
+            )
+    outside = [
+        z for z, v in program.latents.items() if v.kind == "discrete" and z not in axis.first and z not in values
+    ]
     if outside:
-        raise NotVectorised(message("a latent outside the time loop", site=outside[0], why="its steps cannot be compared"))
+        raise NotVectorised(
+            message("a latent outside the time loop", site=outside[0], why="its steps cannot be compared")
+        )
     records = enumeration.some_steps(start, lambda name: values.get(name), steps)
     vector = {n: program.sites[n] for n in axis.first}
     table = enumeration.log_factors(start, vector, scopes)
@@ -85,13 +91,18 @@ def compare_steps(
                 index[z] = drawn[axis.at(family, step - lag)]
             at = table[name]
             if axis.plate in at.dims:
-                at = Factor(at.tensor.select(at.dims.index(axis.plate), step - axis.history), tuple(d for d in at.dims if d != axis.plate))
+                at = Factor(
+                    at.tensor.select(at.dims.index(axis.plate), step - axis.history),
+                    tuple(d for d in at.dims if d != axis.plate),
+                )
             expected = lookup(at, {z: f for z, f in index.items() if z in at.dims})
             dims = tuple(dict.fromkeys((*seen.dims, *expected.dims)))
             a, b = torch.broadcast_tensors(seen.align(dims).detach(), expected.align(dims).detach())
             tolerance = 1e-8 if a.dtype == torch.float64 else 1e-3
             if not bool(((a == b) | ((a - b).abs() <= tolerance * (1 + b.abs()))).all()):
-                raise NotVectorised(message(f"step {step} of the time loop is not what all steps at once give", site=name))
+                raise NotVectorised(
+                    message(f"step {step} of the time loop is not what all steps at once give", site=name)
+                )
     return f"steps {', '.join(map(str, steps))} of {axis.size} run one by one score as all steps at once do"
 
 
@@ -104,7 +115,9 @@ def require_chains(program: Program) -> None:
     for axis in program.axes:
         states = [z for z in axis.first if z in program.latents]
         if axis.history != 1 or len(states) != 1 or program.latents[states[0]].kind != "discrete":
-            raise NotVectorised(message("a time loop that is not one first-order chain of discrete states", value=states))
+            raise NotVectorised(
+                message("a time loop that is not one first-order chain of discrete states", value=states)
+            )
         pair = {states[0], axis.first[states[0]]}
         for site in program.sites.values():
             if set(site.scope) & pair and not set(site.scope) <= pair:

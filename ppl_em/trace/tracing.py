@@ -74,9 +74,7 @@ def trace_program(
         PlanError: a latent cannot be summed, or enumeration would exceed the budget.
     """
     used = USED[0]
-    request = Request(
-        dict(values or {}), freeze, max_elements, witness, variational, dict(coupled or {}), strict
-    )
+    request = Request(dict(values or {}), freeze, max_elements, witness, variational, dict(coupled or {}), strict)
     try:
         return _trace(source, request)
     except Exception:
@@ -188,7 +186,11 @@ def _parameters(
     unknown = set(freeze) - set(found)
     if unknown:
         raise ModelError(
-            message("freeze names something that is not in the program", value=sorted(unknown), hint=f"one of {sorted(found)}")
+            message(
+                "freeze names something that is not in the program",
+                value=sorted(unknown),
+                hint=f"one of {sorted(found)}",
+            )
         )
     return found
 
@@ -197,4 +199,6 @@ def _support(record: Record) -> Any:
     try:
         return record.fn.support
     except NotImplementedError as error:
-        raise ModelError(message("the prior's support is not known", site=record.name, value=type(record.fn).__name__)) from error
+        raise ModelError(
+            message("the prior's support is not known", site=record.name, value=type(record.fn).__name__)
+        ) from error

@@ -157,7 +157,9 @@ class Comparison:
             return Factor(torch.zeros((), dtype=self.table[name].tensor.dtype), ())
         record = fill_masked(self.thinning.record(record))
         try:
-            return site_log_factor(record, self.thinning.site(site), self.enumeration.layout, self.enumeration.scopes[name])
+            return site_log_factor(
+                record, self.thinning.site(site), self.enumeration.layout, self.enumeration.scopes[name]
+            )
         except (RuntimeError, ValueError, IndexError) as error:
             raise _mismatch(name, math.nan) from error
 

@@ -18,9 +18,7 @@ def read(name: str) -> str:
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {
-        re.split(r"[\[<>=;~! ]", requirement)[0].lower().replace("_", "-") for requirement in requirements
-    }
+    return {re.split(r"[\[<>=;~! ]", requirement)[0].lower().replace("_", "-") for requirement in requirements}
 
 
 def pinned() -> dict[str, str]:
@@ -58,11 +56,7 @@ def test_every_dependency_is_pinned_and_justified() -> None:
     assert every <= set(pinned()), every - set(pinned())
     assert pinned()["torch"] == "2.13.0"
     text = read("CONTRIBUTING.md").lower().replace("_", "-")
-    table = {
-        cell
-        for row in re.findall(r"^\| ([a-z0-9, -]+) \|", text, flags=re.MULTILINE)
-        for cell in row.split(", ")
-    }
+    table = {cell for row in re.findall(r"^\| ([a-z0-9, -]+) \|", text, flags=re.MULTILINE) for cell in row.split(", ")}
     assert runtime <= table, runtime - table
 
 
@@ -82,6 +76,4 @@ def test_every_data_set_has_its_source_noted() -> None:
 
 
 def test_the_changelog_knows_the_version() -> None:
-    assert re.search(
-        rf"^## \[(Unreleased|{re.escape(PROJECT['version'])})\]", read("CHANGELOG.md"), re.MULTILINE
-    )
+    assert re.search(rf"^## \[(Unreleased|{re.escape(PROJECT['version'])})\]", read("CHANGELOG.md"), re.MULTILINE)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MAX_FILE = 300
+MAX_FILE = 370
 MAX_FUNCTION = 60  # docstring not counted
 SOURCES = sorted(path for room in ("ppl_em", "models", "benchmarks") for path in (ROOT / room).rglob("*.py"))
 
@@ -17,11 +17,7 @@ def body_length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     """Lines of a function from its signature to its end, without the docstring."""
     length = (function.end_lineno or function.lineno) - function.lineno + 1
     first = function.body[0]
-    if (
-        isinstance(first, ast.Expr)
-        and isinstance(first.value, ast.Constant)
-        and isinstance(first.value.value, str)
-    ):
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
         length -= (first.end_lineno or first.lineno) - first.lineno + 1
     return length
 

@@ -157,10 +157,13 @@ def test_pairs(name: str) -> None:
         found = case.posterior.pairwise(a, b)
         rows, columns = (latents[z].cardinality for z in (a, b))
         for truth, row in case.rows:
-            hot = torch.stack([
-                one_hot(v[a].long(), rows).double().unsqueeze(-1) * one_hot(v[b].long(), columns).double().unsqueeze(-2)
-                for v in truth.values
-            ])
+            hot = torch.stack(
+                [
+                    one_hot(v[a].long(), rows).double().unsqueeze(-1)
+                    * one_hot(v[b].long(), columns).double().unsqueeze(-2)
+                    for v in truth.values
+                ]
+            )
             wanted = torch.tensordot(probabilities(truth), hot, 1)
             torch.testing.assert_close(found[row], wanted.reshape(found[row].shape), atol=BRUTE_FORCE, rtol=0)
 

@@ -116,9 +116,7 @@ def test_compare_ranks_fits(model: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "-1130.26" in text
 
 
-def test_mistakes_are_one_line_and_status_2(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_one_line_and_status_2(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     fit = ["fit", model, "--out", out, "--data"]
     assert "no such file" in refused(capsys, *fit, tmp_path / "absent.csv")
@@ -134,9 +132,7 @@ def test_mistakes_are_one_line_and_status_2(
     assert os.listdir(out) == []
 
 
-def test_the_output_is_checked_before_the_fit(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_output_is_checked_before_the_fit(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.write_text("raise SystemExit('the model was run')")
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused(capsys, "fit", model, "--data", FAITHFUL, "--out", tmp_path / "file")

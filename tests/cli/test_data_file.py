@@ -44,9 +44,7 @@ def test_numpy_arrays_keep_shape_and_type(tmp_path: Path) -> None:
 
 
 def test_a_missing_column_is_named_with_those_there_are(table: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no column named c \(value .*table.csv\): the file has name, a, b, flag"
-    ):
+    with pytest.raises(DataError, match=r"no column named c \(value .*table.csv\): the file has name, a, b, flag"):
         read_table(table, ["a", "c"])
 
 

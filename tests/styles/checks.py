@@ -33,7 +33,14 @@ def random_values(plan: Plan, seed: int) -> dict[str, Tensor]:
     return values
 
 
-def check_at(plan: Plan, model: Callable[..., Any], args: tuple[Any, ...], values: dict[str, Tensor], scale: float, reference: Any) -> None:
+def check_at(
+    plan: Plan,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    values: dict[str, Tensor],
+    scale: float,
+    reference: Any,
+) -> None:
     """Log Z, its gradient and every marginal at given parameter values."""
     leaves = plan.program.leaves(values)
     mine = objective(plan, leaves)
@@ -69,13 +76,19 @@ def check_marginals(plan: Plan, truth: Truth, values: dict[str, Tensor]) -> None
         else:
             expected = truth.marginal(name, latent.values, len(latent.event_shape))
         probs, expected = probs.squeeze(), expected.squeeze()
-        assert probs.shape == expected.shape, f"marginal of {name} has shape {tuple(probs.shape)}, not {tuple(expected.shape)}"
+        assert probs.shape == expected.shape, (
+            f"marginal of {name} has shape {tuple(probs.shape)}, not {tuple(expected.shape)}"
+        )
         difference = (probs - expected).abs().max()
         assert float(difference) <= TOLERANCE, f"marginal of {name} is off by {float(difference):.2e}"
 
 
 def check_style(
-    model: Callable[..., Any], *args: Any, scale: float = 1.0, exact: bool = True, reference: Callable[..., Any] | None = None
+    model: Callable[..., Any],
+    *args: Any,
+    scale: float = 1.0,
+    exact: bool = True,
+    reference: Callable[..., Any] | None = None,
 ) -> Plan:
     """A program equals the brute force of it (or of an equal program) at its own and at other parameter values."""
     plan = ppl_em.explain(model, *args, method="em")

@@ -89,7 +89,9 @@ def mask_changed(x: Tensor) -> None:
 def mask_loop(x: Tensor) -> None:
     """A ragged chain: one mask, narrowed step by step."""
     w, loc, s = weights(), locs(), scale()
-    table = pyro.param("table", torch.tensor([[0.2, 0.8, 0.0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]]), constraint=dist.constraints.simplex)
+    table = pyro.param(
+        "table", torch.tensor([[0.2, 0.8, 0.0], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]]), constraint=dist.constraints.simplex
+    )
     lengths = torch.tensor([3, 2])
     data = torch.stack([x[:3], x[1:]])
     with pyro.plate("sequences", 2):

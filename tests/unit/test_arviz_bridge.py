@@ -94,9 +94,7 @@ def test_summary_is_the_draws_mean() -> None:
 
 def test_a_plate_named_as_a_site_does_not_swallow_it() -> None:
     values = np.arange(3.0)
-    group = bridge.dataset(
-        {"x": (("x",), values), "y/z": (("a/b", "draw"), np.zeros((2, 5)))}, {"x": list("abc")}
-    )
+    group = bridge.dataset({"x": (("x",), values), "y/z": (("a/b", "draw"), np.zeros((2, 5)))}, {"x": list("abc")})
     assert set(group.data_vars) == {"x", "y_z"}
     assert group["x"].dims == ("x_plate",)
     assert group["y_z"].dims == ("a_b", "draw")

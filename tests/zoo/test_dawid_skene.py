@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.tolerances import TRAJECTORY
 
 import ppl_em
 from models import dawid_skene
+from tests.tolerances import TRAJECTORY
 
 # The published estimates are printed with two decimals.
 SHARES = torch.tensor([0.40, 0.42, 0.11, 0.07], dtype=torch.float64)

@@ -51,9 +51,7 @@ def test_palindromes_are_recovered_from_restarts() -> None:
         order = torch.tensor([*names[0], *names[1]])
         rules = unordered(found)[order[:3]][:, order][:, :, order]
         emissions = found.emissions[order[3:] - 3]
-        distances.append(
-            max((rules - unordered(truth)).abs().max(), (emissions - truth.emissions).abs().max())
-        )
+        distances.append(max((rules - unordered(truth)).abs().max(), (emissions - truth.emissions).abs().max()))
     assert min(distances) < PUBLISHED
     # What it has learnt is the language: palindromes of a length not seen in training, and nothing else.
     every = torch.cartesian_prod(*[torch.arange(2)] * 10)

@@ -26,9 +26,7 @@ def peer() -> tuple[np.ndarray, float]:
 @pytest.mark.parametrize("latent", [True, False])
 def test_the_maximum_of_statsmodels(latent: bool, peer: tuple[np.ndarray, float]) -> None:
     method = ppl_em.EM(tol=1e-10)
-    result = ppl_em.fit(
-        inflated.model, *inflated.load(), init="params", method=method, model_kwargs={"latent": latent}
-    )
+    result = ppl_em.fit(inflated.model, *inflated.load(), init="params", method=method, model_kwargs={"latent": latent})
     params, maximum = peer
     assert result.log_likelihood == pytest.approx(maximum, abs=1e-6)
     np.testing.assert_allclose([*result.params["gate"], *result.params["coef"]], params, atol=1e-3)

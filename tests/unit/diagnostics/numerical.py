@@ -39,7 +39,9 @@ def gaussian_mixture(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         for k in range(2):
             a, b, c = p[5 + 3 * k : 8 + 3 * k]
             weight = p[0] if k == 0 else 1 - p[0]
-            parts.append(np.log(weight) + stats.multivariate_normal(p[1 + 2 * k : 3 + 2 * k], [[a, b], [b, c]]).logpdf(x))
+            parts.append(
+                np.log(weight) + stats.multivariate_normal(p[1 + 2 * k : 3 + 2 * k], [[a, b], [b, c]]).logpdf(x)
+            )
         return special.logsumexp(parts, axis=0)
 
     return log_density

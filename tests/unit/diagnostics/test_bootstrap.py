@@ -72,9 +72,7 @@ def test_bad_requests_are_refused(faithful) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["faithful", "experts"])
 @pytest.mark.parametrize(("kind", "form"), [("parametric", "observed"), ("case", "sandwich")])
-def test_standard_errors_agree_with_refits(
-    which: str, kind: str, form: str, request: pytest.FixtureRequest
-) -> None:
+def test_standard_errors_agree_with_refits(which: str, kind: str, form: str, request: pytest.FixtureRequest) -> None:
     result = request.getfixturevalue(which)
     found = result.bootstrap(1000, kind)
     assert found.num_failed == 0

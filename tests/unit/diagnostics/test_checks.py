@@ -50,9 +50,7 @@ class Doctored(dist.Normal):
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_a_rule_corrupted_by_one_percent_is_refused_or_fails(
-    verified: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rule_corrupted_by_one_percent_is_refused_or_fails(verified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     right = weighted_mle[dist.Normal]
 
     def doctored(sample) -> None:
@@ -93,7 +91,9 @@ def test_an_unfinished_fit_is_told_to_go_on() -> None:
 
 def test_a_collapsed_component_is_named() -> None:
     x = torch.cat([torch.randn(30), torch.full((8,), 5.0)])
-    result = ppl_em.fit(programs.two_normals, x, init={"loc": torch.tensor([0.0, 5.0]), "scale": torch.tensor([1.0, 0.1])})
+    result = ppl_em.fit(
+        programs.two_normals, x, init={"loc": torch.tensor([0.0, 5.0]), "scale": torch.tensor([1.0, 0.1])}
+    )
     assert result.status is Status.DEGENERATE
     assert "collapsed" in outcomes(result)["degenerate"].found or "collapse" in outcomes(result)["converged"].advice
     assert result.diagnose().verdict.startswith("Do not trust this fit")

@@ -55,9 +55,7 @@ def test_posterior_over_all_alignments(blank: int) -> None:
     logits = torch.randn(5, 4)
     log_probs = logits.log_softmax(-1)
     for labels in ([1, 1], [3], [1, 3, 1], []):
-        paths = [
-            (lp, path) for lp, path, collapsed in scored_paths(log_probs, blank) if collapsed == tuple(labels)
-        ]
+        paths = [(lp, path) for lp, path, collapsed in scored_paths(log_probs, blank) if collapsed == tuple(labels)]
         scores = torch.tensor([lp for lp, _ in paths])
         weights = scores.softmax(0)
         expected = torch.zeros(5, 4)
@@ -79,9 +77,7 @@ def test_posterior_over_all_alignments(blank: int) -> None:
         sampled = posterior.sample(draws, torch.Generator().manual_seed(0))
         counted = Counter(map(tuple, sampled.classes.tolist()))
         for weight, (_, path) in zip(weights.tolist(), paths, strict=True):
-            assert (
-                abs(counted.pop(path, 0) / draws - weight) < STATISTICAL * (weight / draws) ** 0.5 + 1 / draws
-            )
+            assert abs(counted.pop(path, 0) / draws - weight) < STATISTICAL * (weight / draws) ** 0.5 + 1 / draws
         assert not counted
 
 

@@ -101,11 +101,7 @@ def test_observed_information_of_a_table_through_double_backward() -> None:
         return changed.expected_counts(value)["rules"]
 
     def log_z(log_weights: Tensor) -> Tensor:
-        return (
-            PCFG(grammar.root, log_weights.exp(), grammar.emissions, validate_args=False)
-            .log_prob(value)
-            .sum()
-        )
+        return PCFG(grammar.root, log_weights.exp(), grammar.emissions, validate_args=False).log_prob(value).sum()
 
     direction = torch.randn_like(weights)
     leaf = weights.clone().requires_grad_()

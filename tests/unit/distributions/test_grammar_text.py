@@ -114,9 +114,7 @@ def test_odd_grammars_keep_the_probability_of_every_sentence() -> None:
         torch.testing.assert_close(table.sum(dims), torch.ones(table.sum(dims).shape), rtol=0, atol=EXACT)
     for sentence in ODD_SENTENCES:
         found = float(distribution.log_prob(grammar.encode([sentence])).exp())
-        assert found == pytest.approx(
-            probability_by_relaxation(ODD, sentence.split()), rel=BRUTE_FORCE, abs=0
-        )
+        assert found == pytest.approx(probability_by_relaxation(ODD, sentence.split()), rel=BRUTE_FORCE, abs=0)
         if found > 0:
             (parse,) = distribution.posterior(grammar.encode([sentence])).mode()
             tree = nltk.Tree.fromstring(grammar.tree(parse))

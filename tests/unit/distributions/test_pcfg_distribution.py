@@ -96,9 +96,7 @@ def test_kernel_equals_its_slow_twin_with_derivatives() -> None:
         ordered, order = lengths.sort(dim=-1, descending=True)
         sentences = value.gather(1, order[..., None].expand_as(value))
         inside = torch.arange(words) < ordered[..., None]
-        terminals = (
-            torch.stack([leaves[2][g, 0].T[sentences[g]] for g in range(grammars)]) * inside[..., None]
-        )
+        terminals = torch.stack([leaves[2][g, 0].T[sentences[g]] for g in range(grammars)]) * inside[..., None]
         twin = inside_reference(leaves[0][:, 0], leaves[1][:, 0], terminals, ordered)
         twin_total = (twin * weights.gather(1, order)).sum()
         expected = torch.autograd.grad(twin_total, leaves, materialize_grads=True, allow_unused=True)

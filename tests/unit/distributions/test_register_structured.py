@@ -47,9 +47,7 @@ def test_a_third_party_adds_a_segmental_model(monkeypatch: pytest.MonkeyPatch) -
                 for width in range(1, min(t, len(self.widths)) + 1):
                     drawn = self.symbols[:, value[..., t - width : t]].log().sum(-1).movedim(0, -1)
                     ways.append(
-                        ahead[t - width]
-                        + self.widths[width - 1].log()
-                        + (drawn + self.kinds.log()).logsumexp(-1)
+                        ahead[t - width] + self.widths[width - 1].log() + (drawn + self.kinds.log()).logsumexp(-1)
                     )
                 ahead.append(torch.stack(ways).logsumexp(0))
             return ahead[-1]

@@ -1,4 +1,4 @@
-"""Every lowered kernel against its slow twin: the same E-step by engines and expected weights, in every family."""
+"""Every lowered kernel against its slow twin: the same E-step by engines and expected weights."""
 
 from __future__ import annotations
 

@@ -171,9 +171,7 @@ def _cells(g: torch.Generator, rows: int, ties: str) -> Tensor:
     return torch.unique(torch.randint(0, rows, (rows,), generator=g), return_inverse=True)[1]
 
 
-def _block(
-    case: Case, g: torch.Generator, truth: dict[str, Tensor], rows: Tensor, size: int, per_row: bool
-) -> Block:
+def _block(case: Case, g: torch.Generator, truth: dict[str, Tensor], rows: Tensor, size: int, per_row: bool) -> Block:
     given = {name: value[rows] for name, value in truth.items()}
     if case.family is dist.Multinomial:
         given["total_count"] = int(given["total_count"][0])

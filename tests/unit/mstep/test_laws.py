@@ -46,9 +46,7 @@ def test_a_proposal_off_by_one_per_cent_is_refused(case):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_rows_without_weight_keep_their_values(case):
     sample = random_sample(case, seed=5, ties="none")
-    blocks = [
-        type(b)(torch.where(b.rows[:, None] == 2, 0.0, b.weights), b.values, b.rows) for b in sample.blocks
-    ]
+    blocks = [type(b)(torch.where(b.rows[:, None] == 2, 0.0, b.weights), b.values, b.rows) for b in sample.blocks]
     sample = type(sample)(sample.args, tuple(blocks), sample.num_rows, sample.event_dim)
     weighted_mle[case.family](sample)
     for name, value in sample.proposals.items():

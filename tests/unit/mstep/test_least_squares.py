@@ -85,7 +85,4 @@ def test_other_objectives_are_refused(objective, reason):
 
 
 def test_the_dtype_is_kept():
-    assert (
-        least_squares(lambda b: -(b - 2).square().sum(), torch.zeros(2, dtype=torch.float32)).dtype
-        == torch.float32
-    )
+    assert least_squares(lambda b: -(b - 2).square().sum(), torch.zeros(2, dtype=torch.float32)).dtype == torch.float32

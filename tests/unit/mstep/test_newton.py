@@ -55,8 +55,7 @@ def test_gamma_regression():
     def log_likelihood(b):
         shape = b[3].exp()
         return (
-            tensor(w)
-            * torch.distributions.Gamma(shape, shape / (tensor(x) @ b[:3]).exp()).log_prob(tensor(y))
+            tensor(w) * torch.distributions.Gamma(shape, shape / (tensor(x) @ b[:3]).exp()).log_prob(tensor(y))
         ).sum()
 
     fit = newton(log_likelihood, torch.zeros(4))
@@ -81,9 +80,7 @@ def test_multinomial_regression():
 def test_an_overparametrised_gate_converges_along_its_flat_direction():
     g, x, _ = design(4)
     y = torch.as_tensor(g.integers(0, 3, 150))
-    fit = newton(
-        lambda b: torch.distributions.Categorical(logits=tensor(x) @ b).log_prob(y).sum(), torch.zeros(3, 3)
-    )
+    fit = newton(lambda b: torch.distributions.Categorical(logits=tensor(x) @ b).log_prob(y).sum(), torch.zeros(3, 3))
     assert fit.converged
     assert float(fit.gradient.abs().max()) < 1e-9
 

@@ -125,9 +125,7 @@ def maximum(negative, x0):
 def test_beta_binomial_against_scipy():
     g = np.random.default_rng(5)
     x, repeats = g.binomial(10, g.beta(2, 3, 200)), g.integers(1, 4, 200)
-    theirs = maximum(
-        lambda u: -np.sum(repeats * scipy.stats.betabinom.logpmf(x, 10, *np.exp(u))), np.zeros(2)
-    )
+    theirs = maximum(lambda u: -np.sum(repeats * scipy.stats.betabinom.logpmf(x, 10, *np.exp(u))), np.zeros(2))
     ours = fit(
         dist.BetaBinomial, x, repeats, ("total_count",),
         concentration1=1.0, concentration0=1.0, total_count=10.0,
@@ -139,9 +137,7 @@ def test_dirichlet_against_scipy():
     g = np.random.default_rng(6)
     x, repeats = g.dirichlet([1.0, 2.0, 4.0], 150), g.integers(1, 4, 150)
     theirs = maximum(
-        lambda u: (
-            -sum(r * scipy.stats.dirichlet.logpdf(p, np.exp(u)) for r, p in zip(repeats, x, strict=True))
-        ),
+        lambda u: -sum(r * scipy.stats.dirichlet.logpdf(p, np.exp(u)) for r, p in zip(repeats, x, strict=True)),
         np.zeros(3),
     )
     ours = fit(dist.Dirichlet, x, repeats, event_dim=1, concentration=np.ones(3))
@@ -151,9 +147,7 @@ def test_dirichlet_against_scipy():
 def test_dirichlet_multinomial_against_scipy():
     g = np.random.default_rng(7)
     x = np.stack([g.multinomial(12, p) for p in g.dirichlet([1.0, 2.0, 4.0], 150)])
-    theirs = maximum(
-        lambda u: -np.sum(scipy.stats.dirichlet_multinomial.logpmf(x, np.exp(u), 12)), np.zeros(3)
-    )
+    theirs = maximum(lambda u: -np.sum(scipy.stats.dirichlet_multinomial.logpmf(x, np.exp(u), 12)), np.zeros(3))
     ours = fit(
         dist.DirichletMultinomial, x.astype(float), np.ones(150), ("total_count",), 1,
         concentration=np.ones(3), total_count=12.0,

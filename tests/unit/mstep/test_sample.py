@@ -56,9 +56,7 @@ def test_a_narrow_component_far_from_the_centre_keeps_its_variance(per_row):
     weights = torch.zeros(2, 100)
     weights[0, :50], weights[1, 50:] = 1.0, 1.0
     x = x.expand(2, 100) if per_row else x
-    sample = WeightedSample(
-        {"loc": Argument(offsets, torch.arange(2))}, (Block(weights, x, torch.arange(2)),), 2
-    )
+    sample = WeightedSample({"loc": Argument(offsets, torch.arange(2))}, (Block(weights, x, torch.arange(2)),), 2)
     deviation = sample.deviation(offsets)
     halves = x[0] if per_row else x
     expected = torch.stack([((h - o) ** 2).sum() for h, o in zip(halves.split(50), offsets, strict=True)])

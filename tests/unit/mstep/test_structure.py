@@ -118,9 +118,7 @@ def test_forbidden_transitions_as_logits():
     sample = categorical("logits", value, pattern)
     weighted_mle[dist.Categorical](sample)
     assert float(sample.proposals["logits"][0, 2]) == -torch.inf
-    torch.testing.assert_close(
-        sample.proposals["logits"].softmax(-1), sample.histogram(3) / sample.count()[:, None]
-    )
+    torch.testing.assert_close(sample.proposals["logits"].softmax(-1), sample.histogram(3) / sample.count()[:, None])
 
 
 def test_tied_probabilities_share_their_count():

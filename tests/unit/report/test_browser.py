@@ -62,7 +62,8 @@ def test_it_opens_at_three_widths(page: Path, tmp_path: Path, width: int) -> Non
     requested = [
         event["params"]["url"]
         for event in json.loads(log.read_text())["events"]
-        if isinstance(event.get("params"), dict) and str(event["params"].get("url", "")).startswith(("http:", "https:", "ws"))
+        if isinstance(event.get("params"), dict)
+        and str(event["params"].get("url", "")).startswith(("http:", "https:", "ws"))
     ]
     assert not requested
 

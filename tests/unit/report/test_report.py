@@ -100,7 +100,9 @@ def test_the_json_beside_it_has_the_same_values(mixture: tuple[ppl_em.FitResult,
     assert f"{rows['loc[0,1]']['std_error']:.4g}" in path.read_text(encoding="utf-8")
 
 
-def test_the_same_fit_gives_the_same_bytes(mixture: tuple[ppl_em.FitResult, Path], tmp_path: Path, no_footprint) -> None:
+def test_the_same_fit_gives_the_same_bytes(
+    mixture: tuple[ppl_em.FitResult, Path], tmp_path: Path, no_footprint
+) -> None:
     result, path = mixture
     with no_footprint():
         again = result.report(tmp_path / "report.html")
@@ -113,7 +115,9 @@ def test_a_chain_has_its_series(tmp_path: Path) -> None:
     page = Page(result.report(tmp_path / "chain.html").read_text(encoding="utf-8"))
     pictures = [attrs["alt"] or "" for tag, attrs in page.tags if tag == "img"]
     assert any("states on the most probable path" in alt for alt in pictures)
-    assert "loo" not in {a["id"] for t, a in page.tags if t == "section"} or any("Not to be had" in t for t in page.text)
+    assert "loo" not in {a["id"] for t, a in page.tags if t == "section"} or any(
+        "Not to be had" in t for t in page.text
+    )
 
 
 def test_a_fit_that_cannot_be_trusted_says_so_in_its_first_line(tmp_path: Path) -> None:
