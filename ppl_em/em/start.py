@@ -74,7 +74,7 @@ def perturb(
         lowest = -torch.inf if isinstance(transform, SoftmaxTransform) else -50.0
         free = torch.nan_to_num(free, posinf=50.0, neginf=lowest)
         noise = torch.randn(free.shape, generator=generator, dtype=torch.float64).to(free)
-        moved[name] = transform(free + size * noise)
+        moved[name] = transform(free + size * noise)  # pyright: ignore[reportArgumentType]
     return moved
 
 

@@ -160,7 +160,7 @@ def _role_sizes(block: Block, slices: Slices) -> dict[str, int]:
     sizes = {slices.time: len(slices.table)}
     for i, (now, before) in enumerate(zip(slices.now, slices.before, strict=True)):
         member = next(row[i] for row in slices.table if row[i] is not None)
-        sizes[now] = sizes[before] = block.sizes[member]
+        sizes[now] = sizes[before] = block.sizes[str(member)]
     return sizes
 
 

@@ -110,9 +110,8 @@ def column_labels(result: FitResult, found: Components) -> list[str]:
     """Names of the observed columns: the table's, else numbered."""
     count = found.observed.shape[1]
     names = next((list(c) for c in result._columns if len(c) == count), None)
-    site = (
-        found.site.members[0] if len(found.site.members) < 2 else found.site.members[0].rstrip("0123456789").rstrip("_")
-    )
+    first = str(next(iter(found.site.members)))
+    site = first if len(found.site.members) < 2 else first.rstrip("0123456789").rstrip("_")
     return names or ([site] if count == 1 else [f"{site}[{i}]" for i in range(count)])
 
 

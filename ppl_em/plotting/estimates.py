@@ -52,7 +52,7 @@ def panels(result: FitResult) -> list[Panel]:
         others = [range(n) if axis != along[0] else (slice(None),) for axis, n in enumerate(value.shape)]
         symmetric = value.dim() >= 3 and value.shape[-1] == value.shape[-2] and bool((value == value.mT).all())
         for place in product(*others):
-            if symmetric and along[0] < value.dim() - 2 and place[-1] > place[-2]:
+            if symmetric and along[0] < value.dim() - 2 and place[-1] > place[-2]:  # pyright: ignore[reportOperatorIssue]
                 continue
             marks = ["·" if isinstance(p, slice) else str(p) for p in place]
             title = f"{name}[{','.join(marks)}]"

@@ -33,7 +33,7 @@ def styled() -> Iterator[None]:
     """Matplotlib's settings for the time of a figure."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_SETTINGS):
+    with mpl.rc_context(_SETTINGS):  # pyright: ignore[reportArgumentType]
         yield
 
 

@@ -85,7 +85,7 @@ class AutomaticGuide(PyroModule):
 
     def _encoder(self, index: int, example: Observations, hidden: Sequence[int], dtype: torch.dtype) -> Encoder:
         group = self.groups[index]
-        parents = sum(sum(m.family.size for m in g.members if hasattr(m.family, "size")) for g in self._parents(index))
+        parents = sum(sum(getattr(m.family, "size", 0) for m in g.members) for g in self._parents(index))
         return Encoder(group.names, self.columns, example, group.num_inputs, parents, hidden, dtype)
 
     def _parents(self, index: int) -> list[Group]:

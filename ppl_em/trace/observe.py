@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_em.errors import DataError, message
 from ppl_em.trace.record import Record, version_of
@@ -49,7 +50,7 @@ def _varies(record: Record) -> bool:
     from_latents = any(m.startswith("latent:") for m in record.marks | record.control)
     support = getattr(type(record.peeled.base), "support", None)
     fixed = isinstance(record.peeled.base, (torch.distributions.Categorical, torch.distributions.Multinomial))
-    return from_latents and torch.distributions.constraints.is_dependent(support) and not fixed
+    return from_latents and constraints.is_dependent(support) and not fixed
 
 
 def fill_masked(record: Record) -> Record:

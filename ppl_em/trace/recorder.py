@@ -11,6 +11,7 @@ import torch
 from pyro.distributions.distribution import Distribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_em.errors import ModelError, message
 from ppl_em.trace.footprint import GIVEN
@@ -61,7 +62,7 @@ class Recorder(Messenger):
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         if name not in self.seen:
             store = pyro.get_param_store()
-            constraint = msg["kwargs"].get("constraint", torch.distributions.constraints.real)
+            constraint = msg["kwargs"].get("constraint", constraints.real)
             constraint = store._constraints.get(name, constraint)
             whole = getattr(value, "_pyro_unconstrained_param", None)
             full = self.parameters.get(name, store[name] if name in store and whole is None else value)
