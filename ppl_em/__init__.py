@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from ppl_em.methods import SVI as SVI
     from ppl_em.methods import Auto as Auto
     from ppl_em.not_available import calibrate as calibrate
-    from ppl_em.not_available import guide_for as guide_for
     from ppl_em.plan.plan import Plan as Plan
     from ppl_em.result import FitResult as FitResult
     from ppl_em.selection import select as select
     from ppl_em.status import Status as Status
     from ppl_em.storage import load as load
+    from ppl_em.svi.guide_for import guide_for as guide_for
     from ppl_em.trace.time_axis import markov as markov
 
 # No module of the package may have the name of a function here: importing it would hide the function.
@@ -41,7 +41,7 @@ _HOMES = {
     "distributions": "",
     "explain": "fitting",
     "fit": "fitting",
-    "guide_for": "not_available",
+    "guide_for": "svi.guide_for",
     "iterate": "fitting",
     "load": "storage",
     "markov": "trace.time_axis",

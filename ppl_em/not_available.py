@@ -6,7 +6,7 @@ from typing import Any
 
 from ppl_em.errors import NotAvailableYet, message
 
-__all__ = ["calibrate", "guide_for"]
+__all__ = ["calibrate"]
 
 
 def calibrate(model: Any, *args: Any, **options: Any) -> Any:
@@ -16,12 +16,3 @@ def calibrate(model: Any, *args: Any, **options: Any) -> Any:
         NotAvailableYet: always.
     """
     raise NotAvailableYet(message("calibrate() is not available yet", hint="result.diagnose()"))
-
-
-def guide_for(model: Any, *args: Any, **options: Any) -> Any:
-    """The automatic amortised guide of a program as an ordinary Pyro guide (not available yet).
-
-    Raises:
-        NotAvailableYet: always.
-    """
-    raise NotAvailableYet(message("guide_for() is not available yet", hint="a guide of your own with Pyro's SVI"))

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pyro.distributions import Normal
 from torch import Tensor
-from torch.distributions import TransformedDistribution
+from torch.distributions import Normal, TransformedDistribution
 
 from ppl_em.diagnostics.particles import some_data
 from ppl_em.errors import PplEmError, message

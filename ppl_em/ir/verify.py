@@ -50,7 +50,9 @@ def verify_block(block: Block, program: Program) -> Block:
         outside = block.slices is not None and set(site.scope) <= set(block.slices.outer)
         if stacked and not outside:
             times = block.times.get(site.name)
-            if times is None or len(times) not in (len(site.members), 1):
+            # Steps that were run at once are one member.
+            at_once = block.axis is not None and block.axis.family is not None
+            if times is None or (len(times) not in (len(site.members), 1) and not at_once):
                 faults.append(f"site '{site.name}': {len(site.members)} members but times {times}")
     for latent in block.latents:
         faults += [

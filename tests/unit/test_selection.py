@@ -42,7 +42,7 @@ def test_bad_requests(choices: list[int], criterion: str) -> None:
         ppl_em.select(make, choices, gmm.load(), criterion=criterion)
 
 
-@pytest.mark.parametrize("name", ["calibrate", "guide_for"])
+@pytest.mark.parametrize("name", ["calibrate"])
 def test_what_is_not_there_yet_says_so(name: str) -> None:
     with pytest.raises(NotAvailableYet, match=name):
         getattr(ppl_em, name)(make(2), gmm.load())

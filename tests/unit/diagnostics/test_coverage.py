@@ -18,7 +18,7 @@ def covered(num: int, size: int, level: float = 0.95) -> torch.Tensor:
     for seed in range(num):
         x = programs.mixture_data(size, seed=seed)
         table = ppl_em.fit(programs.two_normals, x, init=TRUTH).conf_int(level)
-        low, high = torch.as_tensor(table["lower"].to_numpy()), torch.as_tensor(table["upper"].to_numpy())
+        low, high = torch.as_tensor(table["lower"].to_numpy().copy()), torch.as_tensor(table["upper"].to_numpy().copy())
         rows.append((low <= truth) & (truth <= high))
     return torch.stack(rows)
 

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 import ppl_em
 from ppl_em.errors import ModelError
 from ppl_em.svi.families import variational_family
-from ppl_em.svi.guide_for import guide_for
+from ppl_em import guide_for
 from tests.unit.svi.programs import factor_data, factors
 
 SHORT = ppl_em.SVI(max_steps=2)
@@ -167,7 +167,7 @@ def test_inner_plates_read_what_was_drawn_around_them() -> None:
 
     u = 2.0 * torch.randn(groups, 1)
     x = u + (0.5**2 + 0.3**2) ** 0.5 * torch.randn(groups, members)
-    method = ppl_em.SVI(max_steps=600, lr=1e-2, hidden=(32,), evaluation_particles=100)
+    method = ppl_em.SVI(max_steps=800, lr=3e-2, hidden=(32,), evaluation_particles=100)
     result = ppl_em.fit(nested, x, method=method)
     covariance = 4.0 * torch.ones(members, members) + (0.5**2 + 0.3**2) * torch.eye(members)
     exact = dist.MultivariateNormal(torch.zeros(members), covariance).log_prob(x).sum()
