@@ -90,6 +90,8 @@ def make_design(
     event = 0 if transform.elementwise else value.shape[-1]
     rows = math.prod(shape[: len(cells)])
     used = [leaves[n] for n in sources]
+    if not value.requires_grad or any(not leaf.requires_grad for leaf in used):
+        return None  # what reaches the argument is cut off from its derivatives
     if event:
         found = _categories(value, used, rows, len(cells), transform)
     else:
