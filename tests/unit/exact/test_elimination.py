@@ -30,7 +30,10 @@ def block_of(
     shared = tuple(p for p in plates if all(p in z.plates for z in found))
     sizes = {**{z: k for z, (k, _) in latents.items()}, **plates}
     generator = torch.Generator().manual_seed(11)
-    factors = {s.name: Factor(torch.randn([sizes[d] for d in s.dims], generator=generator, dtype=torch.float64), s.dims) for s in made}
+    factors = {
+        s.name: Factor(torch.randn([sizes[d] for d in s.dims], generator=generator, dtype=torch.float64), s.dims)
+        for s in made
+    }
     return Block(found, made, shared, sizes), factors
 
 

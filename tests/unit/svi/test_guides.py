@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 import ppl_em
+from ppl_em import guide_for
 from ppl_em.errors import ModelError
 from ppl_em.svi.families import variational_family
-from ppl_em import guide_for
 from tests.unit.svi.programs import factor_data, factors
 
 SHORT = ppl_em.SVI(max_steps=2)

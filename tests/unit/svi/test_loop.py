@@ -63,7 +63,9 @@ def test_minibatches_estimate_the_whole_without_bias(model: Callable) -> None:
     exact = dist.Normal(0.4, 0.8).log_prob(X).sum() + dist.Normal(0.0, 3.0).log_prob(values["m"])
     assert len(estimates) == 4
     assert sum(estimates) / 4 == pytest.approx(float(exact), abs=BRUTE_FORCE)
-    shares = sum(share * float(sum_terms(bound.terms(b, values, []))) for share, b in Rows(cut, torch.arange(20), 6).all())
+    shares = sum(
+        share * float(sum_terms(bound.terms(b, values, []))) for share, b in Rows(cut, torch.arange(20), 6).all()
+    )
     assert shares == pytest.approx(float(exact), abs=BRUTE_FORCE)
 
 
@@ -75,7 +77,9 @@ def test_weights_count_data_several_times() -> None:
     values = {"scale": torch.tensor(0.8), "m": torch.tensor(0.4)}
     found = float(sum_terms(bound.terms(cut(torch.arange(20), 20.0), values, [])))
     log_prob = dist.Normal(0.4, 0.8).log_prob(X)
-    assert found == pytest.approx(float((weights * log_prob).sum() + dist.Normal(0.0, 3.0).log_prob(values["m"])), abs=1e-9)
+    assert found == pytest.approx(
+        float((weights * log_prob).sum() + dist.Normal(0.0, 3.0).log_prob(values["m"])), abs=1e-9
+    )
 
 
 def test_a_program_for_a_fixed_number_of_data_is_refused_minibatches() -> None:
