@@ -116,6 +116,10 @@ def pose(
         # Gradient steps run the program step by step: a time axis is unrolled.
         source = replace(source, time=None)
         plan = planned(source)
+    if plan.method == "svi":
+        from ppl_em.svi.closed_form import admitted
+
+        plan = admitted(plan, svi.closed_form and svi.loss == "elbo")
     for entry in plan.blocks:
         verify_block(entry.block, plan.program)
     start = {n: p.init for n, p in plan.program.parameters.items()}

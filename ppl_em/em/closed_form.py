@@ -68,6 +68,14 @@ class ClosedForm:
             sample = self.assembly.sample_of([e.moments[n] for n in self.update.sites], parameters)
         else:
             sample = self._weighted(parameters, e)
+        return self.fit(sample, parameters)
+
+    def fit(self, sample: WeightedSample, parameters: Parameters) -> Parameters:
+        """The rule's answer to a weighted sample, as parameter values.
+
+        Raises:
+            Refused: the rule does not apply.
+        """
         self._propose(sample, self.sweeps)
         new = self.assembly.write(sample.proposals, parameters)
         if new is None:

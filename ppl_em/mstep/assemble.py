@@ -213,6 +213,32 @@ class Assembly:
                 changed = replace(layout, site=replace(layout.site, arguments=arguments))
                 self.layouts = (*self.layouts[:i], changed, *self.layouts[i + 1 :])
 
+    def block(
+        self,
+        site: str,
+        value: Factor,
+        weights: tuple[Factor, frozenset[str]],
+        sizes: Mapping[str, int],
+        mask: Factor | None = None,
+    ) -> Block:
+        """Other data of a site (a minibatch) with their expected weights.
+
+        Args:
+            site: its name.
+            value: the data by name.
+            weights: expected weights and the dimensions over which they are summed already.
+            sizes: size of each dimension in these data.
+            mask: where False the data do not count.
+        """
+        index = next(i for i, k in enumerate(self.layouts) if k.site.name == site)
+        layout = self.layouts[index]
+        other = replace(layout, site=replace(layout.site, value=value, mask=mask), sizes={**layout.sizes, **sizes})
+        return Block(self._weights(other, *weights), self._site_values(other), self._rows[index])
+
+    def fitted(self, blocks: Sequence[Block], parameters: Mapping[str, Tensor]) -> WeightedSample:
+        """The weighted sample of given blocks."""
+        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+
     def chosen(self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]) -> WeightedSample:
         """The weighted sample of a choice of the data.
 

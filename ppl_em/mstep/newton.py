@@ -139,8 +139,10 @@ def _direction(
     size = hessian.diagonal(dim1=-2, dim2=-1).abs().sqrt()
     size = torch.where(size > 0, size, 1.0)
     values, vectors = torch.linalg.eigh(hessian / size[:, :, None] / size[:, None, :])
-    floor = 1e-12 * values.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    along = (vectors.mT @ (slope / size)[..., None])[..., 0] / values.abs().clamp(min=floor)
+    curvature = values.abs()
+    # A slope without curvature (a density whose second derivative is lost at a kink) is followed as it is.
+    flat = curvature <= 1e-12 * curvature.amax(-1, keepdim=True)
+    along = (vectors.mT @ (slope / size)[..., None])[..., 0] / torch.where(flat, 1.0, curvature)
     direction = (vectors @ along[..., None])[..., 0] / size
     return value.detach(), gradient, direction, (slope * direction).sum(-1) / 2
 

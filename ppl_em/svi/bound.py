@@ -9,7 +9,7 @@ one draw of which is estimated here. Where log p(u | …) − log q(u | x) has a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,21 @@ class NamedTerm:
     site: Scored
 
 
+@dataclass
+class Snapshot:
+    """What the last evaluation by name saw, for statistics of closed forms.
+
+    Args:
+        sites: the model's sites by name.
+        factors: detached log-factors of sites in blocks of summed latents.
+        sizes: size of each plate.
+    """
+
+    sites: Mapping[str, Scored]
+    factors: Mapping[str, Factor]
+    sizes: Mapping[str, int]
+
+
 class Bound:
     """Evaluates the bound of a plan.
 
@@ -67,6 +82,9 @@ class Bound:
         self.naming = Naming(plan, self.guided)
         self.simple = not self.enumerated
         self._closed: dict[str, bool] = {}
+        #: Whether `terms` keeps what it saw, and what that was.
+        self.watched = False
+        self.seen: Snapshot | None = None
 
     # running -------------------------------------------------------------------------------------------------
 
@@ -129,6 +147,13 @@ class Bound:
             scale = scale * batch.weights.reshape((-1,) + (1,) * (-dim - 1))
         return scale
 
+    def weight(self, site: Scored, batch: Batch) -> Factor:
+        """What each element of a site counts relative to others, by plates."""
+        if batch.weights is None or not site.inside(self.plate):
+            return Factor(torch.ones(()), ())
+        assert self.plate is not None
+        return Factor(batch.weights, (self.plate,))
+
     def total(self, site: Scored, batch: Batch, log_prob: Tensor) -> Tensor:
         """Masked, scaled sum of elementwise log-densities."""
         if site.mask is not None:
@@ -150,6 +175,8 @@ class Bound:
             return [(t.name, self._scaled(t, batch)) for t in self.named(batch, parameters, draws)]
         values = {s.name: s.value for s in draws}
         sites = {s.name: s for s in self.run(batch, parameters, values)}
+        if self.watched:
+            self.seen = Snapshot(sites, {}, plate_sizes(sites.values()))
         order = list(values)
         terms: Terms = []
         closed = set()
@@ -183,7 +210,7 @@ class Bound:
         sites = {s.name: s for s in self.run(batch, parameters, values)}
         drawn = {q.name: q for q in draws}
         order = list(values)
-        sizes = {f.name: f.size for s in sites.values() for f in s.frames if f.dim is not None}
+        sizes = plate_sizes(sites.values())
         terms: list[NamedTerm] = []
         closed = set()
         factors: dict[str, Factor] = {}
@@ -199,6 +226,9 @@ class Bound:
                 factors[name] = factor
             else:
                 terms.append(NamedTerm(name, factor, site))
+        if self.watched:
+            detached = {n: Factor(f.tensor.detach(), f.dims) for n, f in factors.items()}
+            self.seen = Snapshot(sites, detached, sizes)
         for entry in self.plan.blocks:
             log_z = self.naming.log_z(entry, factors, sizes)
             terms.append(NamedTerm(entry.block.latents[0].name, log_z, sites[entry.block.latents[0].name]))
@@ -267,8 +297,13 @@ class Bound:
     ) -> tuple[dict[str, Factor], dict[str, int]]:
         """Log-factors of all sites in blocks of summed latents, as the program has them, and the sizes of plates."""
         sites = self.run(batch, parameters, {s.name: s.value for s in draws})
-        sizes = {f.name: f.size for s in sites for f in s.frames if f.dim is not None}
+        sizes = plate_sizes(sites)
         return {s.name: self.naming.factor(s, s.log_prob()) for s in sites if s.name in self.naming.blocks}, sizes
+
+
+def plate_sizes(sites: Iterable[Scored]) -> dict[str, int]:
+    """Size of each plate in a run."""
+    return {f.name: f.size for s in sites for f in s.frames if f.dim is not None}
 
 
 def _home(q: Scored, sites: Mapping[str, Scored]) -> Scored:

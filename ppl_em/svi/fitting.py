@@ -142,7 +142,8 @@ def _result(
 ) -> FitResult:
     from ppl_em.result import _observations
 
-    program, plan = problem.plan.program, problem.plan
+    plan = outcome.setup.plan
+    program = plan.program
     points = {n: v for n, v in outcome.parameters.items() if program.parameters[n].origin == "site"}
     params = {n: v for n, v in outcome.parameters.items() if n not in points}
     common: dict[str, Any] = {

@@ -19,7 +19,7 @@ def analytic_kl(q: Any, p: Any) -> Tensor | None:
     """
     if isinstance(q, Delta):
         return None  # torch's rule would forget the density of a change of variables
-    extra = q.event_dim - p.event_dim
+    extra = len(q.event_shape) - len(p.event_shape)  # torch's own distributions have no event_dim
     if extra > 0:
         if not isinstance(q, Independent) or q.reinterpreted_batch_ndims < extra:
             return None

@@ -177,7 +177,7 @@ class _Loop:
             self.status, self.detail = Status.NON_FINITE, self._culprit()
         elif self.settings.max_steps == 0:
             self.status = Status.EVALUATED
-        elif self.trainer.optimiser is None:
+        elif self.trainer.optimiser is None and not self.trainer.closed:
             self.status = Status.CONVERGED
         return self.state()
 

@@ -17,6 +17,7 @@ from ppl_em.plan.plan import Plan
 from ppl_em.svi.automatic import AutomaticGuide
 from ppl_em.svi.batch import Batch
 from ppl_em.svi.batches import Batches, Cut, Loader, Rows, Whole, default_batch_size, split_rows
+from ppl_em.svi.closed_form import WINDOW, admitted, averaged
 from ppl_em.svi.guides import AutomaticRun, GuideRun
 from ppl_em.svi.trainer import Trainer
 from ppl_em.svi.user_guide import UserRun, check_guide, trace_guide
@@ -77,24 +78,38 @@ def prepare(
     """
     program = plan.program
     run = _guide_run(source, program, settings, guide, init)
-    parameters = {**program.parameters, **run.parameters}
-    variables = Variables(parameters, init)
-    trainer = Trainer(plan, source.model, run, variables, settings)
     if isinstance(run, UserRun):
-        with torch.no_grad():
-            check_guide(
-                run,
-                source.model,
-                Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch),
-                variables.constrained(),
-            )
+        values = Variables({**program.parameters, **run.parameters}, init).detached()
+        check_guide(run, source.model, Batch(source.args, source.kwargs, 1, keep_subsamples=source.batch), values)
     if loader is None:
         train, held_out, size = _data(source, plan, settings, run, weights)
     else:
         train, held_out, size = _loaded(source, plan, settings, loader, weights)
     seen = plan.program.plates[plan.program.data_plate].size if plan.program.data_plate is not None else 1
     count = round(num_values(plan) * train.num_data / seen) if plan.program.data_plate is not None else num_values(plan)
+    trainer = _trainer(plan, source.model, run, settings, init, train)
+    plan = trainer.plan
     return Setup(source, plan, run, trainer, train, held_out, size, count)
+
+
+def _trainer(
+    plan: Plan, model: Any, run: GuideRun, settings: SVI, init: Mapping[str, Tensor], train: Batches
+) -> Trainer:
+    """The trainer, with the closed forms that hold when they are tried on a first batch."""
+    parameters = {**plan.program.parameters, **run.parameters}
+    window = 1 if isinstance(train, Whole) and not plan.approximated else WINDOW
+    refused: set[str] = set()
+    while True:
+        plan = admitted(plan, settings.closed_form and settings.loss == "elbo", refused)
+        closed = averaged(plan, window)
+        fixed = {n for group in closed for n in group.names}
+        trainer = Trainer(plan, model, run, Variables(parameters, init, fixed), settings, closed)
+        if not closed:
+            return trainer
+        failed = trainer.rehearse(next(iter(train.all()))[1])
+        if not failed:
+            return trainer
+        refused |= set(failed)
 
 
 def _loaded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from ppl_em.methods import SVI
 from ppl_em.plan.plan import Plan
 from ppl_em.svi.batch import Batch
 from ppl_em.svi.bound import Bound, Terms
+from ppl_em.svi.closed_form import Averaged, expected_weights
 from ppl_em.svi.guides import GuideRun
 from ppl_em.svi.variables import Variables
 
@@ -40,6 +41,7 @@ class Trainer:
         guide: draws the sampled latents.
         variables: parameters of both.
         settings: of SVI.
+        closed: groups of parameters with a closed form.
     """
 
     plan: Plan
@@ -47,9 +49,11 @@ class Trainer:
     guide: GuideRun
     variables: Variables
     settings: SVI
+    closed: list[Averaged] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.bound = Bound(self.plan, self.model, self.guide.mean_field)
+        self.bound.watched = bool(self.closed)
         make: Callable[[list[Tensor]], torch.optim.Optimizer] | None = self.settings.optim
         trained = self.variables.trained
         self.optimiser = (make or self._adam)(trained) if trained else None
@@ -84,7 +88,33 @@ class Trainer:
             self.optimiser.zero_grad()
             (-objective).backward()
             self.optimiser.step()
+        if self.closed:
+            self._solve(batch)
         return value
+
+    @torch.no_grad()
+    def _solve(self, batch: Batch) -> list[str]:
+        """Closed forms at what the last estimate saw; the parameters for which none was found."""
+        failed: list[str] = []
+        assert self.bound.seen is not None
+        weights = expected_weights(self.plan, self.bound.seen, self.bound, batch)
+        for group in self.closed:
+            found = group.step(self.bound.seen, self.bound, weights, self.variables.constrained())
+            self.variables.set(found)
+            failed += [] if found else group.names
+        return failed
+
+    @torch.no_grad()
+    def rehearse(self, batch: Batch) -> list[str]:
+        """Try every closed form once, leaving all values as they are; the parameters for which it does not hold."""
+        before = self.variables.snapshot()
+        parameters = self.variables.constrained()
+        self.bound.terms(batch, parameters, self.guide.draw(batch, parameters))
+        failed = self._solve(batch)
+        for group in self.closed:
+            group.forget()
+        self.variables.restore(before)
+        return failed
 
     def estimate(self, batch: Batch, num_particles: int) -> tuple[Tensor, Terms]:
         """Differentiable estimate of the objective on all data, with its summands."""

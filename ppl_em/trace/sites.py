@@ -46,7 +46,7 @@ def build_site(
             named = layout.name_dims(record, tensor.detach(), peeled.event_dims[name], inner, scope)
             fed = frozenset(_source_name(m) for m in (marks.argument_marks.get(name, frozenset()) & sources) | reached)
             arguments[name] = Argument(named, (), fed)
-        value = _value(record, layout, scope)
+        value = named_value(record, layout, scope)
     elementwise = layout.name_dims(record, thinning.record(record).log_prob().detach(), 0, inner, scope)
     pieces = [elementwise, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
     seen = dict.fromkeys(d for piece in pieces for d in piece.dims)
@@ -81,7 +81,8 @@ def build_site(
     )
 
 
-def _value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
+def named_value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
+    """What a site's density is evaluated at, by name."""
     assert record.peeled is not None
     base = record.peeled.base
     value = record.value.detach()
