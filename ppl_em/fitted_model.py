@@ -73,23 +73,11 @@ class PosteriorGuide:
         if self._kept is None or not _same(self._kept[0], key):
             self._kept = (key, self.result.posterior(*args, **kwargs))
         posterior = self._kept[1]
-        program = posterior.plan.program
+        values = posterior.sample(1, int(torch.randint(2**31 - 1, ())))
         drawn = dict(self.result.point_estimates)
-        for name, value in posterior.sample(1, int(torch.randint(2**31 - 1, ()))).items():
-            latent = program.latents[name]
-            dims = [program.plates[p].dim for p in latent.plates]
-            drawn[name] = _positioned(value[0], dims, len(latent.event_shape))
+        drawn.update(posterior.by_step({n: v[0] for n, v in values.items()}))
         # Without plates: Predictive would put the guide's plates in front of the shape of every global site.
         return {n: pyro.sample(n, dist.Delta(v, event_dim=v.dim())) for n, v in drawn.items()}
-
-
-def _positioned(value: Tensor, dims: list[int], event_dim: int) -> Tensor:
-    """Insert size-1 dimensions where a latent's plates leave gaps."""
-    rank = max((-d for d in dims), default=0)
-    shape = [1] * rank
-    for d, size in zip(dims, value.shape, strict=False):
-        shape[d] = size
-    return value.reshape([*shape, *value.shape[value.dim() - event_dim :]])
 
 
 def _same(a: Any, b: Any) -> bool:

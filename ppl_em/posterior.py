@@ -139,14 +139,26 @@ class Posterior(SeriesQueries):
         return values
 
     def by_step(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values by site: families of states that were run at once (time last) taken apart."""
-        result = dict(values)
+        """One draw as the sample statements return it: single steps, and a size of 1 where plates leave gaps.
+
+        Args:
+            values: by site, without a dimension for draws; families of states that were run at once have time last.
+        """
+        single = dict(values)
         for i, family in self._families():
             axis = self.plan.blocks[i].block.axis
             assert axis is not None
-            if family in result:
-                result.update(zip(axis.states, result.pop(family).unbind(-1), strict=True))
-        return result
+            if family in single:
+                single.update(zip(axis.states, single.pop(family).unbind(-1), strict=True))
+        shaped = {}
+        for name, value in single.items():
+            latent = self._latent(name)
+            dims = [self.plan.program.plates[p].dim for p in latent.plates]
+            batch = [1] * max((-d for d in dims), default=0)
+            for d, size in zip(dims, value.shape, strict=False):
+                batch[d] = size
+            shaped[name] = value.reshape([*batch, *value.shape[value.dim() - len(latent.event_shape) :]])
+        return shaped
 
     def _families(self) -> list[tuple[int, str]]:
         """Blocks whose steps were run at once, with the name of their states' family."""

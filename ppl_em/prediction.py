@@ -35,9 +35,14 @@ def predict(
         By site, (num_samples, *shape of the observed value).
     """
     fresh = _fresh(seed)
-    latents = posterior.by_step(posterior.sample(num_samples, fresh)) if posterior is not None else {}
-    cases = ((parameters, {n: v[i] for n, v in latents.items()}) for i in range(num_samples))
-    return _run(source, cases, fresh)
+    drawn = posterior.sample(num_samples, fresh) if posterior is not None else {}
+
+    def cases() -> Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        for i in range(num_samples):
+            latents = {n: v[i] for n, v in drawn.items()}
+            yield parameters, latents if posterior is None else posterior.by_step(latents)
+
+    return _run(source, cases(), fresh)
 
 
 def predict_draws(
@@ -64,11 +69,11 @@ def predict_draws(
     def cases() -> Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
         for i in range(num_samples):
             values = {**parameters, **{n: d[i % available] for n, d in draws.items()}}
-            latents = {}
+            latents: Mapping[str, Tensor] = {}
             if plan is not None:
                 posterior = Posterior(plan, values)
-                latents = posterior.by_step(posterior.sample(1, fresh + i))
-            yield values, {n: v[0] for n, v in latents.items()}
+                latents = posterior.by_step({n: v[0] for n, v in posterior.sample(1, fresh + i).items()})
+            yield values, latents
 
     return _run(source, cases(), fresh)
 

@@ -120,7 +120,7 @@ def _normal(fn: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
     if isinstance(fn, torch.distributions.Independent):
         depth = fn.reinterpreted_batch_ndims
         inner, build = _normal(fn.base_dist, name)
-        return inner, lambda base: build(base).to_event(depth)
+        return inner, lambda base: torch.distributions.Independent(build(base), depth)
     if isinstance(fn, torch.distributions.TransformedDistribution):
         transforms = list(fn.transforms)
         inner, build = _normal(fn.base_dist, name)

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
@@ -159,3 +160,14 @@ def test_queries_of_a_chain_are_those_of_its_sites() -> None:
         torch.testing.assert_close(posterior.filtered("z").probs[t], earlier, atol=BRUTE_FORCE, rtol=0)
     drawn = posterior.sample(10, seed=0)
     assert drawn["z_2"].shape == (10,)
+
+
+def test_draws_fit_the_plates_of_the_program(fitted: ppl_em.FitResult) -> None:
+    """A latent in an outer plate alone comes back with the inner plate's dimension of size 1."""
+    posterior = fitted.posterior()
+    drawn = posterior.by_step({n: v[0] for n, v in posterior.sample(1, seed=0).items()})
+    assert drawn["n"].shape == () and drawn["coin"].shape == (2, 1) and drawn["hot"].shape == (2, 1, 3)
+    predicted = fitted.predict(num_samples=4)
+    assert predicted["x"].shape == (4, 2, 3) and predicted["y"].shape == (4, 2, 1)
+    log_joint = poutine.trace(poutine.condition(fitted.model, drawn)).get_trace(*(d.double() for d in DATA))
+    assert torch.isfinite(log_joint.log_prob_sum())
