@@ -18,6 +18,7 @@ from ppl_em.ir.verify import verify_block, verify_program
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.mstep import weighted_mle
 from ppl_em.plan.plan import Plan, make_plan
+from ppl_em.plan.rules import by_optimiser
 from ppl_em.result import FitResult
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
@@ -109,7 +110,9 @@ def pose(
         _check_values(program, own)
         program = verify_program(program if given is None else weighted(program, given))
         options: dict[str, Any] = {"max_bytes": budget, "method": chosen, "guided": guided}
-        return make_plan(program, em.engines or engines, rule_lookup, **options)
+        plan = make_plan(program, em.engines or engines, rule_lookup, **options)
+        own_optimiser = plan.method == "em" and em.m_step_optim is not None
+        return replace(plan, updates=by_optimiser(plan.updates)) if own_optimiser else plan
 
     plan = planned(source)
     if plan.method == "svi" and plan.program.axes:

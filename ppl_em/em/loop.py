@@ -20,7 +20,7 @@ from ppl_em.em.variants import harden
 from ppl_em.methods import EM
 from ppl_em.mstep.given import LostPrecision
 from ppl_em.plan.plan import Plan
-from ppl_em.plan.rules import Update, refused
+from ppl_em.plan.rules import Update, by_optimiser, refused
 from ppl_em.status import Status
 
 #: A fall of the objective by more than this, relative to its size, is not rounding.
@@ -92,7 +92,8 @@ class Machine:
 
     def _demote(self, update: Update, why: str) -> None:
         """A refused rule makes way for the next one on the ladder, and the plan says why."""
-        self.plan = replace(self.plan, updates=refused(self.plan.program, self.plan.updates, update, why))
+        updates = refused(self.plan.program, self.plan.updates, update, why)
+        self.plan = replace(self.plan, updates=by_optimiser(updates) if self.settings.m_step_optim else updates)
         self._build()
 
     def evaluate(self, parameters: Parameters) -> EStep:

@@ -47,8 +47,7 @@ def make_updater(plan: Plan, update: Update, settings: EM) -> Updater | None:
     if update.by == "predictor":
         return Predictors(plan, update)
     if update.by == "objective":
-        newton = update.rule == "newton" and settings.m_step_optim is None
-        return Newton(plan, update, settings) if newton else Gradient(plan, update, settings)
+        return Newton(plan, update, settings) if update.rule == "newton" else Gradient(plan, update, settings)
     return None
 
 

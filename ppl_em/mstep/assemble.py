@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_em.ir import Argument as SiteArgument
 from ppl_em.ir import Factor, Link, Site
+from ppl_em.ir.transform import MATRIXWISE, Transform
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.given import GivenSample, Statistics
 from ppl_em.mstep.sample import WeightedSample
@@ -307,5 +308,13 @@ class Assembly:
         for p, image in images.items():
             old = parameters[p]
             new = transforms[p].inverse(image.reshape(old.shape))
+            if transforms[p] in MATRIXWISE and not _returns(transforms[p], new, image, written[p]):
+                return None
             result[p] = new.to(old.dtype)
         return result
+
+
+def _returns(transform: Transform, new: Tensor, image: Tensor, written: Tensor) -> bool:
+    """Whether a matrix parameter has the proposed image in every element for which one was proposed."""
+    reached, wanted = transform.forward(new).reshape(-1)[written], image[written]
+    return bool(torch.isclose(reached, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max())).all())

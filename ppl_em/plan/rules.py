@@ -121,6 +121,21 @@ def refused(program: Program, updates: Sequence[Update], update: Update, why: st
     return (*(u for u in rest if u is not old), merged)
 
 
+def by_optimiser(updates: Sequence[Update]) -> tuple[Update, ...]:
+    """The updates where a user's optimiser climbs Q in place of Newton's method with its dense Hessian.
+
+    Args:
+        updates: all updates.
+    """
+    reason = "m_step_optim takes the place of Newton's method"
+    return tuple(
+        replace(u, rule="gradient", why="; ".join(filter(None, (u.why, reason))))
+        if u.rule == "newton" and u.by == "objective"
+        else u
+        for u in updates
+    )
+
+
 def _means(name: str, program: Program, sites: Sequence[Site], obstacle: str | None) -> Means:
     if obstacle is None:
         return "family"

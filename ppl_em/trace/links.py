@@ -166,9 +166,10 @@ def _transformed(
                 if not transform.elementwise and leaf.dim() == 0:
                     break
                 try:
-                    images.append(_match(probe.value, transform.forward(leaf)))
+                    image = transform.forward(leaf)
                 except RuntimeError:  # the transform does not apply to this shape
                     break
+                images.append(_oriented(_match(probe.value, image), image, transform))
             if len(images) < 2 or not torch.equal(images[0], images[1]) or bool((images[0] < 0).all()):
                 continue
             found.append(Link(name, images[0], transform))
@@ -177,6 +178,24 @@ def _transformed(
         if found and bool(((total >= 0) | constant).all()):
             return tuple(found)
     return ()
+
+
+def _oriented(index: Tensor, image: Tensor, transform: Transform) -> Tensor:
+    """Positions in a symmetric matrix on the side of the diagonal on which the argument's element stands.
+
+    Both sides hold the same numbers, so that a match by value finds either. Zeros of a triangular matrix are none of
+    the parameter's elements.
+    """
+    if transform not in MATRIXWISE or index.shape[-2:] != image.shape[-2:]:
+        return index
+    size = image.shape[-1]
+    i, j = index % size**2 // size, index % size
+    here = torch.arange(size, device=index.device)
+    above = here[:, None] < here
+    if transform.name == "cholesky":
+        return torch.where(above, -1, index)
+    mirrored = (index >= 0) & (i != j) & ((i < j) != above)
+    return torch.where(mirrored, index + (j - i) * (size - 1), index)
 
 
 def _derivative_agrees(probe: Probe, links: Sequence[Link], normalised: bool) -> bool:

@@ -34,6 +34,8 @@ _RANDOM = frozenset(
 
 #: Functions of many tensors each of whose outputs comes from one input only.
 _SEPARATE = frozenset({"broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d"})
+#: Methods whose other tensors give a type only.
+_TYPED = frozenset({"type_as"})
 #: Names that look like in-place writes but change no value.
 _NO_WRITE = frozenset({"requires_grad_", "detach_", "share_memory_", "squeeze_", "unsqueeze_", "t_", "transpose_"})
 _NONE: frozenset[str] = frozenset()
@@ -112,7 +114,8 @@ class Provenance(TorchFunctionMode):
         if name in _RANDOM and _draws(name, args, kwargs):
             for tensor in tensors_in(result):
                 self.mark(tensor, {f"random:{name}"})
-        found = frozenset().union(*(self._of(t) for t in tensors_in((args, kwargs))))
+        read = args[:1] if name in _TYPED else (args, kwargs)
+        found = frozenset().union(*(self._of(t) for t in tensors_in(read)))
         if not found:
             return result
         if name in _ESCAPES:
