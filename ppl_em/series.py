@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_em.errors import PplEmError, message
 from ppl_em.exact.chain_posterior import ChainPosterior
-from ppl_em.exact.chain_slices import positions
+from ppl_em.exact.chain_slices import path_ends, positions, slices_of
 from ppl_em.ir import Factor, Site
 from ppl_em.ir.block import Block
 from ppl_em.ir.factor import lookup
@@ -72,7 +72,7 @@ class SeriesQueries:
         return self._along(name)[0].evidence
 
     def forecast(self, steps: int, name: str | None = None) -> Any:
-        """What follows the last observation.
+        """What follows the last observation: of each series, where padding is masked.
 
         Args:
             steps: how many steps ahead.
@@ -160,14 +160,34 @@ class SeriesQueries:
         raise PplEmError(message("no chain of this name", site=name or "", hint=hint))
 
     def _observed(self, name: str) -> tuple[int, Site] | None:
-        """The stacked observed site of a family, and its block."""
+        """The stacked observed site that stands for all later steps of a family, and its block.
+
+        Raises:
+            PplEmError: there is none: steps are unlike each other, or the last one has no observation.
+        """
         for i, entry in enumerate(self.plan.blocks):
             block = entry.block
             if block.axis is None and block.slices is None:
                 continue
-            for site in block.sites:
-                if site.role == "observed" and any(_of_family(name, member) for member in site.members):
-                    return i, site
+            last = block.sizes[block.axis.time if block.axis is not None else block.slices.time] - 1  # type: ignore[union-attr]
+            found = [
+                site
+                for site in block.sites
+                if site.role == "observed" and any(_of_family(name, member) for member in site.members)
+            ]
+            later = [site for site in found if int(block.times[site.name].max()) > 0]
+            if not found:
+                continue
+            if len(later) != 1 or last not in block.times[later[0].name]:
+                raise PplEmError(
+                    message(
+                        "no forecast of this observation",
+                        site=name,
+                        why="its steps are not alike, or the last one has none",
+                        hint="forecast(steps) of the states, or result.predict()",
+                    )
+                )
+            return i, later[0]
         return None
 
     def _forecast_observed(self, steps: int, index: int, site: Site) -> Any:
@@ -210,7 +230,7 @@ def _family_name(member: str) -> str:
 
 
 def score(block: Block, site: Site, factor: Factor, chosen: Mapping[str, Factor]) -> Tensor:
-    """Sum of a site's log-factor at chosen positions of its latents."""
+    """Sum of a site's log-factor at chosen positions of its latents, padding left out."""
     sizes = {p: block.sizes[p] for p in site.plates}
     if site.name in block.times:
         times = len(block.times[site.name])
@@ -219,4 +239,11 @@ def score(block: Block, site: Site, factor: Factor, chosen: Mapping[str, Factor]
             sizes[time] = times
     index = positions(block, site, chosen)
     value = lookup(factor, {d: f for d, f in index.items() if d in factor.dims})
-    return value.expand(sizes).tensor.double().sum()
+    value = value.expand(sizes)
+    ends = path_ends(block) if site.name in block.times else None
+    if ends is not None:
+        times = block.times[site.name]
+        when = Factor(times, (slices_of(block).time,)) if len(times) > 1 else Factor(times[0], ())
+        within = (when + ends.map(torch.neg)).map(lambda t: t <= 0)
+        value = Factor(torch.where(within.align(value.dims), value.tensor, 0.0), value.dims)
+    return value.tensor.double().sum()

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from ppl_em.errors import EngineError, message
 from ppl_em.exact import chain_queries
+from ppl_em.exact.chain_lengths import by_length
 from ppl_em.exact.chain_paths import sample_paths, viterbi
+from ppl_em.exact.chain_slices import at_last
 from ppl_em.exact.forward_backward import chain_log_z, expected_counts
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
@@ -71,15 +73,19 @@ class ChainPosterior:
             raise EngineError(
                 message("transitions that vary over time say nothing about later steps", site=self.axis.states[-1])
             )
-        return chain_queries.forecast(self.filtered[..., -1, :], trans.exp(), steps)
+        trans = trans if trans.dim() == 2 else trans.squeeze(-3)
+        return chain_queries.forecast(at_last(self.filtered, self.block), trans.exp(), steps)
 
     def ahead(self, steps: int) -> Factor:
         """As :meth:`forecast`, by plates, ``@ahead`` and the current state's dimension."""
         return Factor(self.forecast(steps), (*self.block.plates, "@ahead", self.axis.now))
 
     def k_best(self, k: int) -> tuple[Tensor, Tensor]:
-        """The most probable paths, (k, *plates, T), best first, and their log posterior probabilities (k, *plates)."""
-        paths, weights = chain_queries.k_best(*self._chain, k)
+        """The most probable paths, (k, *plates, T), best first, and their log posterior probabilities (k, *plates).
+
+        Padding is not a part of them, see `ppl_em.exact.chain_lengths`.
+        """
+        paths, weights = by_length(self.block, self._chain, lambda *chain: chain_queries.k_best(*chain, k))
         shape = [self.block.sizes[p] for p in self.block.plates]
         paths = paths.expand(*shape, *paths.shape[-2:])
         return paths.movedim(-2, 0), (weights.expand(*shape, k) - self.log_z.tensor.unsqueeze(-1)).movedim(-1, 0)
@@ -97,12 +103,12 @@ class ChainPosterior:
 
     def mode(self) -> dict[str, Factor]:
         """The most probable path (Viterbi)."""
-        path, _ = viterbi(*self._chain)
+        path = self.mode_path()
         return {z: Factor(path[..., t], self.block.plates) for t, z in enumerate(self.axis.states)}
 
     def mode_path(self) -> Tensor:
         """The most probable path as positions, (*plates, T)."""
-        return viterbi(*self._chain)[0]
+        return by_length(self.block, self._chain, viterbi)[0]
 
     def sample_path(self, num_samples: int, generator: torch.Generator) -> Tensor:
         """Exact joint draws of whole paths as positions, (num_samples, *plates, T)."""
@@ -116,4 +122,5 @@ class ChainPosterior:
 
     def entropy(self) -> Factor:
         """Entropy of the posterior over paths, nats."""
-        return Factor(chain_queries.entropy(*self._chain), self.block.plates)
+        (entropy,) = by_length(self.block, self._chain, lambda *chain: (chain_queries.entropy(*chain),))
+        return Factor(entropy, self.block.plates)

@@ -172,6 +172,51 @@ def onto_plates(block: Block, slices: Slices, site: Site, factor: Factor) -> Fac
     return factor.expand({p: block.sizes[p] for p in extra}).sum(extra) if extra else factor
 
 
+def last_observed(block: Block) -> Factor | None:
+    """Last step of each series at or after which anything is observed, by plates; None where it is the chain's last."""
+    slices, ends = slices_of(block), []
+    for site in block.sites:
+        if site.role != "latent" or not any(d in slices.now for d in site.scope):
+            continue
+        times = Factor(block.times[site.name], (slices.time,))
+        alive = block.alive.get(site.name, Factor(torch.tensor(True), ()))
+        reached = Factor(torch.ones_like(times.tensor), times.dims) * alive.map(lambda t: t.long()) * times
+        ends.append(reached.reduce([slices.time], torch.amax).align(slices.plates))
+    if not ends:
+        return None
+    shapes = torch.broadcast_tensors(*ends)
+    last = torch.stack(shapes).amax(0)
+    return None if bool((last == block.sizes[slices.time] - 1).all()) else Factor(last, slices.plates)
+
+
+def path_ends(block: Block) -> Factor | None:
+    """Last step of each series' path, by plates: what is masked behind it is padding. None where there is none.
+
+    Latents behind the program's last observation are not padding, nobody masked them: a series that is observed up to
+    there has all steps.
+    """
+    last, time = last_observed(block), slices_of(block).time
+    if last is None:
+        return None
+    seen = [int(block.times[s.name].max()) for s in block.sites if s.role != "latent" and s.name in block.times]
+    if not seen:
+        return None
+    end = block.sizes[time] - 1
+    ends = last.map(lambda t: torch.where(t >= max(seen), end, t))
+    return None if bool((ends.tensor == end).all()) else ends
+
+
+def at_last(states: Tensor, block: Block) -> Tensor:
+    """The entries (*batch, S) of ``states`` (*batch, T, S) at the last step at which anything is observed."""
+    slices, last = slices_of(block), last_observed(block)
+    if last is None:
+        return states[..., -1, :]
+    sizes = [block.sizes[d] for d in slices.batch]
+    states = states.expand(*sizes, *states.shape[-2:])
+    index = last.align(slices.batch).expand(sizes)[..., None, None].expand(*sizes, 1, states.shape[-1])
+    return states.gather(-2, index.to(states.device)).squeeze(-2)
+
+
 def _without(factor: Factor, dim: str) -> Factor:
     return factor.reduce([dim], lambda t, dims: t.squeeze(dims))
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from ppl_em.errors import EngineError, message
 from ppl_em.exact import chain_queries
 from ppl_em.exact.bucket_posterior import draw_categorical
+from ppl_em.exact.chain_lengths import by_length
 from ppl_em.exact.chain_outer import Outer
 from ppl_em.exact.chain_paths import k_best, sample_paths, viterbi
-from ppl_em.exact.chain_slices import SliceFactors, slice_factors
+from ppl_em.exact.chain_slices import SliceFactors, path_ends, slice_factors
 from ppl_em.exact.slices_marginals import select
 from ppl_em.exact.slices_time import SlicesTime
 from ppl_em.ir import Factor
@@ -31,7 +32,7 @@ class SlicesPosterior(SlicesTime):
     def mode(self) -> dict[str, Factor]:
         """Jointly most probable positions: Viterbi on the joint states, for each value of the outer latents."""
         best = slice_factors(self.block, self._factors, Factor.amax)
-        paths, scores = viterbi(best.init, best.trans, best.obs)
+        paths, scores = by_length(self.block, (best.init, best.trans, best.obs), viterbi)
         chosen: dict[str, Factor] = {}
         if self.slices.outer:
             outer = Outer(self.block, self.slices).posterior(self._factors, self._expanded(scores))
@@ -105,7 +106,7 @@ class SlicesPosterior(SlicesTime):
                 message("the k best assignments of chains that share a latent", site=names, hint="mode()")
             )
         chain = self._open()
-        paths, scores = k_best(chain.init, chain.trans, chain.obs, k)
+        paths, scores = by_length(self.block, (chain.init, chain.trans, chain.obs), lambda *c: k_best(*c, k))
         sizes = [self.block.sizes[d] for d in slices.batch]
         paths = paths.expand(*sizes, *paths.shape[-2:])
         scores = scores.expand(*sizes, k)
@@ -144,11 +145,17 @@ class SlicesPosterior(SlicesTime):
     def entropy(self) -> Factor:
         """Entropy in nats: of the outer latents, of the paths given them, of private latents given both."""
         slices = self.slices
-        paths = self._expanded(chain_queries.entropy(*self._args())) * self._share
+        (each,) = by_length(self.block, self._args(), lambda *chain: (chain_queries.entropy(*chain),))
+        paths = self._expanded(each) * self._share
         total = Factor(paths, slices.batch)
         within = self.within
         if within is not None:
             spread = Factor(torch.special.entr(within.tensor), within.dims).sum(self.hidden)
+            last = path_ends(self.block)
+            if last is not None:
+                steps = Factor(torch.arange(self.block.sizes[slices.time]), (slices.time,))
+                observed = (steps + last.map(torch.neg)).map(lambda t: t <= 0)
+                spread = spread * observed.map(lambda t: t.to(spread.tensor.dtype))
             inner = (self.gamma * spread).sum((slices.time, *self.linked))
             total = total + inner
         total = total.sum([d for d in total.dims if d not in self.block.plates])

@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_em.errors import EngineError, message
 from ppl_em.exact import chain_queries
 from ppl_em.exact.chain_outer import Outer
-from ppl_em.exact.chain_slices import is_pair
+from ppl_em.exact.chain_slices import at_last, is_pair
 from ppl_em.exact.slices_marginals import SlicesMarginals, select
 from ppl_em.ir import Factor
 
@@ -107,7 +107,7 @@ class SlicesTime(SlicesMarginals):
     def ahead(self, steps: int) -> Factor:
         """Probabilities of the linked slots after the last step, by batch, ``@ahead`` and slots."""
         onward = self._onward().exp()
-        state, states = self._forward()[..., -1, :], []
+        state, states = at_last(self._forward(), self.block), []
         for _ in range(steps):
             state = (state.unsqueeze(-2) @ onward).squeeze(-2)
             states.append(state)

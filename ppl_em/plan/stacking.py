@@ -112,6 +112,7 @@ def rename_dims(site: Site, names: Mapping[str, str]) -> Site:
         for n, a in site.arguments.items()
     }
     scope = tuple(names.get(z, z) for z in site.scope)
+    arguments = {n: _in_order(a, scope + site.plates) for n, a in arguments.items()}
     return replace(
         site,
         scope=scope,
@@ -122,6 +123,23 @@ def rename_dims(site: Site, names: Mapping[str, str]) -> Site:
         mask=None if site.mask is None else named(site.mask),
         scale=None if site.scale is None else named(site.scale),
     )
+
+
+def _in_order(argument: Argument, order: Sequence[str]) -> Argument:
+    """An argument with its dimensions in the order of the site's: steps are traced in whatever order is at hand."""
+    dims = tuple(sorted(argument.value.dims, key=lambda d: (d not in order, order.index(d) if d in order else 0)))
+    if dims == argument.value.dims:
+        return argument
+    named, width = argument.value.dims, argument.value.tensor.dim()
+
+    def moved(tensor: Tensor | None) -> Tensor | None:
+        return tensor if tensor is None or tensor.dim() < width else Factor(tensor, named).align(dims)
+
+    links = tuple(
+        replace(k, index=Factor(k.index, named).align(dims), slope=moved(k.slope), offset=moved(k.offset))
+        for k in argument.links
+    )
+    return replace(argument, value=argument.value.to(dims), links=links)
 
 
 def _design_signature(design: Design) -> Any:

@@ -34,7 +34,7 @@ SINGLE = {
     "third order": Case(p.third_order, (p.X,)),
     "factorial": Case(p.factorial, (p.X[:3],), ("z", "w")),
     "factorial, numbered": Case(p.factorial_numbered, (p.X[:3],), ("z_0", "z_1", "z_2")),
-    "coupled": Case(p.coupled, (p.X,), ("z", "w")),
+    "coupled": Case(p.coupled, (p.X[:3],), ("z", "w")),
     "hierarchical": Case(p.hierarchical, (p.X[:3],), ("z", "w")),
     "orders two and one": Case(p.longer_and_shorter, (p.X,), ("z", "w")),
     "mixture emission": Case(p.mixture_emission, (p.X[:3],), ("z", "m")),
