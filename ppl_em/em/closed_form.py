@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,8 @@ class ClosedForm:
             Refused: the rule does not apply, or its proposal is not stationary.
         """
         if all(n in e.moments for n in self.update.sites):
-            sample = self.assembly.sample_of([e.moments[n] for n in self.update.sites], parameters)
+            given = [self._moments(s, e.moments[s.name], parameters) for s in self.sites]
+            sample = self.assembly.sample_of(given, parameters)
         else:
             sample = self._weighted(parameters, e)
         return self.fit(sample, parameters)
@@ -86,6 +88,14 @@ class ClosedForm:
             if outside(self.constraints[n], value):
                 raise Refused(f"the free maximum of '{n}' lies outside its constraint, {self.constraints[n]}")
         return new
+
+    def _moments(self, site: Site, given: Any, parameters: Parameters) -> Any:
+        """A site's statistics; those of residuals brought to the newest coefficients."""
+        if site.name not in self.residual:
+            return given
+        design = site.arguments["loc"].design
+        assert design is not None
+        return given.about(design.coefficients(parameters).detach()[design.index])
 
     def _weighted(self, parameters: Parameters, e: EStep) -> WeightedSample:
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}

@@ -31,5 +31,8 @@ class LeastSquares:
 
     def step(self, parameters: Parameters, e: EStep) -> Parameters:
         """New coefficients."""
+        known = {n: e.moments[n] for n in self.update.sites if n in e.moments}
+        if len(known) == len(self.sites):
+            return self.regression.solve_moments(known, parameters)
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
         return self.regression.solve(weights, parameters)

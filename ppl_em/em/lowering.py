@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_em.em.e_step import EStep
-from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Updater
+from ppl_em.em.e_step import EStep, e_step
+from ppl_em.em.updates import VERIFY_DATA, ClosedForm, LeastSquares, Updater
 from ppl_em.lower.chain import LoweredChain
 from ppl_em.lower.families import LOWERINGS
 from ppl_em.lower.mixture import LoweredMixture
+from ppl_em.lower.regression import LoweredRegression
 from ppl_em.plan.plan import Plan
 
 #: Data that a rule is verified on at least: scatter matrices need more data than dimensions.
@@ -27,19 +28,24 @@ def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
     """
     lowered: dict[int, Any] = {}
     for i, entry in enumerate(plan.blocks):
-        kind = next((k for k in (LoweredMixture, LoweredChain) if k.accepts(entry.block)), None)
+        kind = next((k for k in (LoweredMixture, LoweredChain, LoweredRegression) if k.accepts(entry.block)), None)
         if kind is None or entry.engine.name not in ("mixture", "chain"):
             continue
         names = {s.name for s in entry.block.sites if s.role == "observed"}
         everything = {s.name for s in entry.block.sites}
         fits = True
+        regression = kind is LoweredRegression
         for updater in updaters:
+            if regression and isinstance(updater, LeastSquares):
+                fits &= set(updater.update.sites) <= names or not set(updater.update.sites) & names
+                continue
             if not isinstance(updater, ClosedForm):
                 fits &= not {s.name for s in updater.sites} & everything
                 continue
             touched = set(updater.update.sites) & names
             if touched:
-                fits &= touched == set(updater.update.sites) and _matches(updater, entry.block)
+                fits &= touched == set(updater.update.sites)
+                fits &= (regression and bool(updater.residual)) or _matches(updater, entry.block)
         if fits:
             lowered[i] = kind(entry.block)
     return lowered
@@ -67,6 +73,9 @@ def prove(
     for i, entry in enumerate(plan.blocks):
         if i not in lowered or not {s.name for s in entry.block.sites} >= set(updater.update.sites):
             continue
+        if isinstance(lowered[i], LoweredRegression):
+            updater.step(dict(parameters), e_step(plan, parameters))
+            return
         emission = lowered[i].emission
         states = emission.num_states
         keep = min(emission.num_data, max(MIN_VERIFY, VERIFY_DATA // (states * emission.width)))

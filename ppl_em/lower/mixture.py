@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from torch import Tensor
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
 from ppl_em.lower.emission import Emission, eligible
-from ppl_em.lower.families import SiteMoments
 
 #: Data per chunk: statistics and responsibilities of a chunk stay in the cache.
 CHUNK_ELEMENTS = 1 << 18
@@ -29,7 +29,7 @@ class Lowered:
     """
 
     total: float
-    moments: Mapping[str, SiteMoments]
+    moments: Mapping[str, Any]
     weights: Mapping[str, tuple[Factor, frozenset[str]]]
 
 

@@ -7,6 +7,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +17,20 @@ from ppl_em.ir.design import Design
 
 #: Directions whose curvature is below this part of the largest are not determined and keep their value.
 NULL = 1e-13
+
+
+class NormalEquations(Protocol):
+    """Normal equations of one site by cell: (G, F, F) and (G, F)."""
+
+    @property
+    def gram(self) -> Tensor:
+        """Σ w x xᵀ, (G, F, F)."""
+        ...
+
+    @property
+    def pull(self) -> Tensor:
+        """Σ w x (value − loc), (G, F)."""
+        ...
 
 
 class Regression:
@@ -39,17 +54,50 @@ class Regression:
             weights: per site, expected weights and the dimensions over which they are summed already.
             parameters: current values.
         """
-        spans, total = {}, 0
-        for n in self.names:
-            spans[n] = slice(total, total + parameters[n].numel())
-            total += parameters[n].numel()
+        spans, total = self._spans(parameters)
         hessian = torch.zeros(total, total, dtype=torch.float64)
         gradient = torch.zeros(total, dtype=torch.float64)
         for site in self.sites:
             design = site.arguments["loc"].design
             assert design is not None
             self._add(site, design, weights[site.name], parameters, spans, hessian, gradient)
-        step = _solve(hessian, gradient)
+        return self._moved(_solve(hessian, gradient), spans, parameters)
+
+    def solve_moments(
+        self, moments: Mapping[str, NormalEquations], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """As :meth:`solve`, from normal equations by cell that were summed elsewhere, at the current coefficients.
+
+        Args:
+            moments: per site, Σ w x xᵀ and Σ w x (value − loc) of each cell.
+            parameters: current values.
+        """
+        spans, total = self._spans(parameters)
+        hessian = torch.zeros(total, total, dtype=torch.float64)
+        gradient = torch.zeros(total, dtype=torch.float64)
+        for site in self.sites:
+            design, scale = site.arguments["loc"].design, site.arguments["scale"]
+            assert design is not None
+            precision = scale.evaluate(parameters).detach().double() ** -2
+            given = moments[site.name]
+            for places, weight, gram, pull in zip(
+                self._positions(design, parameters, spans), precision, given.gram, given.pull, strict=True
+            ):
+                known = places >= 0
+                at = places[known]
+                hessian.index_put_((at[:, None], at[None, :]), weight * gram[known][:, known], accumulate=True)
+                gradient.index_add_(0, at, weight * pull[known])
+        return self._moved(_solve(hessian, gradient), spans, parameters)
+
+    def _spans(self, parameters: Mapping[str, Tensor]) -> tuple[dict[str, slice], int]:
+        """Where each parameter stands among the coefficients, and their number."""
+        spans, total = {}, 0
+        for n in self.names:
+            spans[n] = slice(total, total + parameters[n].numel())
+            total += parameters[n].numel()
+        return spans, total
+
+    def _moved(self, step: Tensor, spans: Mapping[str, slice], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result = {}
         for n in self.names:
             old = parameters[n]
