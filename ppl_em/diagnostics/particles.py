@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_em.diagnostics.divergences import Divergences
 from ppl_em.diagnostics.psis import psis, threshold
 from ppl_em.errors import PplEmError, message
 from ppl_em.svi.isolation import Isolation
@@ -23,10 +24,11 @@ from ppl_em.svi.query import Query, shared_latents
 
 if TYPE_CHECKING:
     from ppl_em.svi.result import ApproximateResult
-    from ppl_em.svi.score import Scored
 
 #: Importance samples for each datum, and data that are looked at.
 NUM_DRAWS, MOST_DATA = 300, 2000
+#: Draws over which divergences from the prior are averaged.
+DIVERGENCE_DRAWS = 50
 #: A latent dimension that carries less than this many nats about a datum, on average, is not used.
 UNUSED = 0.01
 
@@ -39,7 +41,8 @@ class Particles:
         log_weights: (S, n) log p(x, z) − log q(z | x) of each draw and datum, nats; (S, 1) where no latent belongs to
             a datum.
         divergences: by latent, (D,) mean over data of KL(q ‖ prior) of each dimension, nats; of the whole latent,
-            (1,), where its dimensions depend on each other.
+            (1,), where its dimensions depend on each other. Of a prior that depends on summed latents, the mean over
+            their posterior.
         means: by latent, (n, D) posterior means.
     """
 
@@ -101,19 +104,19 @@ def particles(result: ApproximateResult, num_draws: int = NUM_DRAWS) -> Particle
             )
         )
     bound = query.bound()
-    weights, kept = [], Running()
+    bound.watched = True
+    weights, kept = [], Divergences()
     with Isolation(query.seed)():
         for batch in query.batches:
             rows = []
             for index, draw in enumerate(query.draws(batch, num_draws)):
                 inside, outside = bound.parts(batch, query.values, draw, closed_forms=False)
                 rows.append((inside.sum() + outside).reshape(1) if shared or not inside.dim() else inside)
-                if index < 50:
-                    model = bound.run(batch, query.values, {s.name: s.value for s in draw})
-                    kept.add(draw, {s.name: s for s in model})
+                if index < DIVERGENCE_DRAWS and bound.seen is not None:
+                    kept.add(draw, bound, bound.seen)
             weights.append(torch.stack(rows))
             kept.close()
-    return Particles(torch.cat(weights, 1), kept.divergences(), kept.means())
+    return Particles(torch.cat(weights, 1), kept.mean(), kept.locations())
 
 
 def some_data(result: ApproximateResult, count: int = MOST_DATA) -> Query:
@@ -144,61 +147,3 @@ def some_data(result: ApproximateResult, count: int = MOST_DATA) -> Query:
     if smaller.plan.program.plates[plate].size != count:
         raise PplEmError(message("too many data to be drawn for", value=size, hint="diagnose a fit to fewer"))
     return smaller
-
-
-class Running:
-    """Sums over draws of divergences and of means, by latent and dimension."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.gaps: dict[str, Tensor] = {}
-        self.sums: dict[str, Tensor] = {}
-        self.done: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def add(self, draw: list[Scored], model: Mapping[str, Scored]) -> None:
-        """One draw of all latents of a batch."""
-        self.count += 1
-        for site in draw:
-            prior = model.get(site.name)
-            if prior is None or prior.observed:
-                continue
-            gap, value = _gap(site, prior)
-            self.gaps[site.name] = self.gaps.get(site.name, torch.zeros(())) + gap
-            self.sums[site.name] = self.sums.get(site.name, torch.zeros(())) + value
-
-    def close(self) -> None:
-        """End of a batch."""
-        for name, gap in self.gaps.items():
-            self.done.setdefault(name, []).append((gap / self.count, self.sums[name] / self.count))
-        self.count, self.gaps, self.sums = 0, {}, {}
-
-    def divergences(self) -> dict[str, Tensor]:
-        """Mean over data, (D,)."""
-        return {n: torch.cat([g for g, _ in parts]).mean(0).clamp_min(0) for n, parts in self.done.items()}
-
-    def means(self) -> dict[str, Tensor]:
-        """(n, D)."""
-        return {n: torch.cat([m for _, m in parts]) for n, parts in self.done.items()}
-
-
-def _gap(q: Scored, p: Scored) -> tuple[Tensor, Tensor]:
-    """KL(q ‖ p) and the mean of q, in closed form where known, else of one draw; (elements of plates, dimensions)."""
-    event = q.fn.event_shape.numel()
-    mean = q.value.detach()
-    mine, theirs = elementwise(q.fn), elementwise(p.fn)
-    if mine is None or theirs is None or mine.batch_shape.numel() != q.value.numel():
-        gap = (q.fn.log_prob(q.value) - p.fn.log_prob(q.value)).double().reshape(-1, 1)
-        return gap, mean.double().reshape(-1, event)
-    try:
-        mean = mine.mean.expand(mean.shape)
-        found = torch.distributions.kl_divergence(mine, theirs)
-    except NotImplementedError:
-        found = mine.log_prob(q.value) - theirs.log_prob(q.value)
-    return found.double().expand(mean.shape).reshape(-1, event), mean.double().reshape(-1, event)
-
-
-def elementwise(fn: Any) -> Any:
-    """A distribution's independent elements; None if they depend on each other."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return None if fn.event_shape else fn

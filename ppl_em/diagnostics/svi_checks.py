@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -183,11 +182,10 @@ def held_out(result: FitResult) -> Check | None:
     if found is None:
         return None
     trained = f"{found.bits_per_value:.4f} bits per observed value on the training data"
-    if not found.held_out:
+    best = found.held_out_bits_per_value
+    if best is None:
         text = f"{trained}; nothing was held out"
     else:
-        per_datum = found.num_values / max(1, found.num_observations)
-        best = -max(found.held_out) / math.log(2) / max(per_datum, 1e-300)
         text = f"{best:.4f} bits per observed value on held-out data, {trained}"
     return Check(
         "held out",

@@ -141,7 +141,11 @@ def _parameters(result: FitResult) -> list[dict[str, Any]]:
 def _loo(result: FitResult) -> dict[str, Any]:
     if result.log_likelihood is None:
         held = list(getattr(result, "held_out", ()))
-        return {"held_out": max(held) if held else None, "bits": getattr(result, "bits_per_value", None)}
+        return {
+            "held_out": max(held) if held else None,
+            "held_out_bits": getattr(result, "held_out_bits_per_value", None),
+            "bits": getattr(result, "bits_per_value", None),
+        }
     try:
         found = result.loo
     except PplEmError as error:

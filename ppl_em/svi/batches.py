@@ -34,7 +34,7 @@ class Batches(Protocol):
         ...
 
     def all(self) -> Iterator[tuple[float, Batch]]:
-        """Batches that cover all data once, each with its share of them."""
+        """Batches that cover all data once, each with its share of them (up to a common factor)."""
         ...
 
 
@@ -120,17 +120,23 @@ class Loader:
             yield self._batch(item)
 
     def all(self) -> Iterator[tuple[float, Batch]]:
-        """The loader's batches; their shares are what they hold of all that was seen."""
-        batches = [self._batch(item) for item in self.loader]
-        seen = sum(b.size for b in batches)
-        for batch in batches:
-            yield batch.size / seen, batch
+        """The loader's batches, one at a time; their shares are their sizes relative to all data."""
+        for item in self.loader:
+            batch = self._batch(item)
+            yield batch.size / self.num_data, batch
 
     def _batch(self, item: Any) -> Batch:
         args, kwargs = call_arguments(item, self.source, self.position)
         size = batch_size(item)
         scale = 1.0 if self.tells else self.num_data / size
         return Batch(args, kwargs, size, scale, plate=self.plate, keep_subsamples=True)
+
+
+def empty_loader() -> DataError:
+    """The error of a loader that gives nothing, at first or when it is gone through again."""
+    return DataError(
+        message("the loader yields no batches", hint="an iterable that can be gone through again, such as a DataLoader")
+    )
 
 
 def call_arguments(item: Any, source: Source, position: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -148,11 +148,9 @@ class Bound:
         return scale
 
     def weight(self, site: Scored, batch: Batch) -> Factor:
-        """What each element of a site counts relative to others, by plates."""
-        if batch.weights is None or not site.inside(self.plate):
-            return Factor(torch.ones(()), ())
-        assert self.plate is not None
-        return Factor(batch.weights, (self.plate,))
+        """What each element of a site counts in statistics of all data, by plates: the scale as a factor."""
+        scale = torch.as_tensor(self.scale(site, batch))
+        return self.naming.scale(site, scale) if scale.dim() else Factor(scale, ())
 
     def total(self, site: Scored, batch: Batch, log_prob: Tensor) -> Tensor:
         """Masked, scaled sum of elementwise log-densities."""

@@ -32,6 +32,8 @@ from ppl_em.trace.sites import named_value
 
 #: Steps whose statistics are averaged, where one step does not see everything.
 WINDOW = 30
+#: Steps before the first solution, where statistics are averaged: after one batch a rare state would be lost for ever.
+FIRST = 20
 #: Steps between two solutions, where statistics are averaged: the average moves slowly.
 SOLVE_EVERY = 5
 #: The weight of step t in the average falls as t to this power.
@@ -53,6 +55,7 @@ class Averaged:
         self.sites = {s.name: s for s in self.rule.sites}
         self._recent: deque[list[Block]] = deque(maxlen=window)
         self._step = 0
+        self._held = True
 
     def step(
         self, seen: Snapshot, bound: Bound, weights: Mapping[str, Weights], parameters: Mapping[str, Tensor]
@@ -74,15 +77,18 @@ class Averaged:
             blocks.append(self.rule.assembly.block(name, value, factor, seen.sizes, mask))
         self._recent.append(blocks)
         self._step += 1
-        if self._recent.maxlen != 1 and self._step > SOLVE_EVERY and self._step % SOLVE_EVERY:
-            return {n: parameters[n].detach() for n in self.names}
+        waits = self._step < FIRST or self._step % SOLVE_EVERY
+        if self._recent.maxlen != 1 and self.rule.verified and waits:
+            return {n: parameters[n].detach() for n in self.names} if self._held else {}
         sample = self.rule.assembly.fitted(self._discounted(), parameters)
         try:
             if not self.rule.verified:
                 self.rule.verify(sample)
-            return self.rule.fit(sample, dict(parameters))
+            found = self.rule.fit(sample, dict(parameters))
         except (Refused, PplEmError, torch.linalg.LinAlgError):
-            return {}
+            found = {}
+        self._held = bool(found)
+        return found
 
     def forget(self) -> None:
         """Begin anew."""
@@ -128,7 +134,7 @@ def expected_weights(plan: Plan, seen: Snapshot, bound: Bound, batch: Batch) -> 
         expected = entry.engine.expected(block, bound.naming.stacked(entry, seen.factors))
         scale = bound.weight(seen.sites[block.latents[0].name], batch)
         for name, weights in expected.weights.items():
-            result[name] = Weights(weights.factor * scale if scale.dims else weights.factor, weights.summed)
+            result[name] = Weights(weights.factor * scale, weights.summed)
     return result
 
 

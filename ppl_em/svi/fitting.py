@@ -184,6 +184,7 @@ def _result(
         **common,
         held_out=tuple(outcome.held_out),
         num_values=outcome.setup.num_values,
+        num_trained=outcome.setup.train.num_data,
         _run=outcome.setup.guide,
         _tracing=problem.tracing,
         _loader=problem.loader,

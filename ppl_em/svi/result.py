@@ -32,10 +32,12 @@ class ApproximateResult(FitResult):
     Args:
         held_out: bound per held-out datum at each look at the validation data, nats.
         num_values: observed numbers in the training data.
+        num_trained: number of data trained on; held-out data are not among them.
     """
 
     held_out: tuple[float, ...] = ()
     num_values: int = 0
+    num_trained: float = 0.0
     _run: GuideRun | None = field(default=None, repr=False)
     _tracing: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _loader: tuple[int, Any] | None = field(default=None, repr=False)
@@ -44,6 +46,14 @@ class ApproximateResult(FitResult):
     def bits_per_value(self) -> float:
         """Bits per observed value that the bound promises."""
         return -self.objective / math.log(2) / max(1, self.num_values)
+
+    @property
+    def held_out_bits_per_value(self) -> float | None:
+        """Bits per observed value that the best bound on held-out data promises; None where nothing was held out."""
+        if not self.held_out:
+            return None
+        per_datum = self.num_values / max(1.0, self.num_trained)
+        return -max(self.held_out) / math.log(2) / max(per_datum, 1e-300)
 
     # queries -------------------------------------------------------------------------------------------------
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ppl_em.errors import message
 from ppl_em.methods import SVI
 from ppl_em.plan.plan import Plan
 from ppl_em.status import Status
 from ppl_em.svi.batch import Batch
-from ppl_em.svi.batches import Batches
+from ppl_em.svi.batches import Batches, empty_loader
 from ppl_em.svi.isolation import Isolation
 from ppl_em.svi.setup import Setup, prepare
 from ppl_em.svi.trainer import NonFinite, Trainer
@@ -169,7 +171,7 @@ class _Loop:
         """The bound at the start."""
         value = math.nan
         try:
-            value = self.trainer.evaluate(self._all_data(), 1)
+            value = self.trainer.evaluate(self.setup.train.all(), 1)
         except KeyboardInterrupt:
             self.status = Status.INTERRUPTED
         self.history.append(value)
@@ -181,11 +183,8 @@ class _Loop:
             self.status = Status.CONVERGED
         return self.state()
 
-    def _all_data(self) -> list[tuple[float, Batch]]:
-        return list(self.setup.train.all())
-
     def _culprit(self) -> str:
-        batch = self._all_data()[0][1]
+        batch = next(iter(self.setup.train.all()))[1]
         _, terms = self.trainer.estimate(batch, 1)
         from ppl_em.svi.trainer import first_non_finite
 
@@ -264,12 +263,16 @@ class _Loop:
         if self.status in (Status.NON_FINITE, Status.INTERRUPTED) and not math.isfinite(self._best_value):
             self.trainer.variables.restore(self._best)
         try:
-            objective = self.trainer.evaluate(self._all_data(), self.settings.evaluation_particles)
+            objective = self.trainer.evaluate(self.setup.train.all(), self.settings.evaluation_particles)
         except KeyboardInterrupt:
             objective = self.history[-1]
         values = self.trainer.variables.detached()
         own = set(self.setup.plan.program.parameters)
         assert self.status is not None
+        if self.trainer.stuck:
+            stuck = f"{', '.join(self.trainer.stuck)}: the closed form did not hold at the last step"
+            self.detail = "; ".join(filter(None, (self.detail, stuck)))
+            warnings.warn(message(stuck, hint="SVI(closed_form=False)"), stacklevel=2)
         return SVIOutcome(
             parameters={n: v for n, v in values.items() if n in own},
             guide_params={n: v for n, v in values.items() if n not in own},
@@ -291,4 +294,4 @@ def _endless(batches: Batches) -> Iterator[Batch]:
             empty = False
             yield batch
         if empty:
-            raise RuntimeError("the loader yields no batches")
+            raise empty_loader()

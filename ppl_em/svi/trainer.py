@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_em.methods import SVI
 from ppl_em.plan.plan import Plan
 from ppl_em.svi.batch import Batch
+from ppl_em.svi.batches import empty_loader
 from ppl_em.svi.bound import Bound, Terms
 from ppl_em.svi.closed_form import Averaged, expected_weights
 from ppl_em.svi.guides import GuideRun
@@ -58,6 +59,8 @@ class Trainer:
         trained = self.variables.trained
         self.optimiser = (make or self._adam)(trained) if trained else None
         self.trained = trained
+        #: Parameters whose closed form did not hold at the last step; they kept their values.
+        self.stuck: tuple[str, ...] = ()
 
     def _adam(self, tensors: list[Tensor]) -> torch.optim.Optimizer:
         fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
@@ -102,6 +105,7 @@ class Trainer:
             found = group.step(self.bound.seen, self.bound, weights, self.variables.constrained())
             self.variables.set(found)
             failed += [] if found else group.names
+        self.stuck = tuple(failed)
         return failed
 
     @torch.no_grad()
@@ -147,22 +151,25 @@ class Trainer:
         return total, [("importance weights", scaled.sum()), ("priors", torch.stack(outside).mean())]
 
     @torch.no_grad()
-    def evaluate(self, shares: Sequence[tuple[float, Batch]], num_particles: int) -> float:
+    def evaluate(self, shares: Iterable[tuple[float, Batch]], num_particles: int) -> float:
         """The bound on all data at the present parameters, nats, in float64.
 
         Args:
-            shares: batches with their share of the data.
+            shares: batches with their share of the data, up to a common factor.
             num_particles: draws for each datum.
         """
         parameters = self.variables.constrained()
-        total = 0.0
+        total, seen = 0.0, 0.0
         for share, batch in shares:
+            seen += share
             part = 0.0
             for _ in range(num_particles):
                 terms = self.bound.terms(batch, parameters, self.guide.draw(batch, parameters))
                 part += float(sum_terms([(n, t.double()) for n, t in terms]))
             total += share * part / num_particles
-        return total
+        if not seen:
+            raise empty_loader()
+        return total / seen
 
     @torch.no_grad()
     def per_datum(self, batch: Batch, num_particles: int) -> Tensor:

@@ -123,6 +123,33 @@ def test_a_collapsed_dimension_is_named(x: torch.Tensor) -> None:
     assert found.found.startswith("1 of 3 dimensions are used")
 
 
+def test_priors_that_depend_on_summed_latents(x: torch.Tensor) -> None:
+    """Each class has a prior of its own: the divergence is its mean over the classes' posterior."""
+    loc, scale = torch.tensor([-1.5, 2.0]), torch.tensor([0.5, 1.3])
+
+    def pairs(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            means = torch.stack([loc, loc.flip(0)], -1)
+            z = pyro.sample("z", dist.Normal(means[k], scale[k].unsqueeze(-1)).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def encoder(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.stack([x / 2, -x], -1), torch.tensor([0.6, 1e-9])).to_event(1))
+
+    result = ppl_em.fit(pairs, x, guide=encoder, method=NOW)
+    found = result.particles.divergences["z"]
+    # The second element is all but fixed at −x, and nothing but the classes' priors tells them apart given z.
+    draws = torch.stack([x / 2 + 0.6 * torch.randn(4000, len(x)), (-x).expand(4000, len(x))], -1)
+    means = torch.stack([loc, loc.flip(0)], -1)
+    joint = dist.Normal(means, scale.unsqueeze(-1)).to_event(1).log_prob(draws.unsqueeze(-2))
+    share = (joint + torch.tensor([0.3, 0.7]).log()).softmax(-1).mean(0)
+    q = dist.Normal(torch.stack([x / 2, -x], -1).unsqueeze(1), torch.tensor([0.6, 1e-9]))
+    known = (share.unsqueeze(-1) * torch.distributions.kl_divergence(q, dist.Normal(means, scale.unsqueeze(-1)))).sum(1)
+    assert torch.allclose(found, known.mean(0), rtol=0.03)
+
+
 def test_a_trained_encoder_passes_and_the_report_says_so(x: torch.Tensor) -> None:
     def learnt(x: torch.Tensor) -> None:
         scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)

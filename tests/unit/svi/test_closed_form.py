@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -93,3 +95,41 @@ def test_what_has_no_closed_form_here_takes_gradient_steps_and_says_why() -> Non
 def test_a_program_without_such_parameters_is_left_alone() -> None:
     result = ppl_em.fit(factors, factor_data(20), method=SVI(max_steps=3))
     assert result.params == {}
+
+
+def two_sources(x: Tensor, y: Tensor) -> None:
+    """A mean seen by many data, by a few outside their plate that count threefold, and by data with weights of their own."""
+    loc = pyro.param("loc", torch.zeros(()))
+    with pyro.poutine.scale(scale=3.0), pyro.plate("others", len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+    with pyro.plate("data", len(x), subsample_size=10) as i, pyro.poutine.scale(scale=1.0 + (x[i, 1] > 0).double()):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[i, 0])
+
+
+@pytest.mark.parametrize("batch_size", [None, 60])
+def test_sites_that_share_a_parameter_count_by_their_scales(batch_size: int | None) -> None:
+    x, y = torch.randn(60, 2) + 2.0, torch.randn(8) - 3.0
+    method = SVI(max_steps=150, batch_size=batch_size)
+    result = ppl_em.fit(two_sources, x, y, method=method)
+    assert result.plan.rule_of("loc") == "closed form"
+    counts = torch.cat([1.0 + (x[:, 1] > 0).double(), torch.full((8,), 3.0)])
+    best = float((counts * torch.cat([x[:, 0], y])).sum() / counts.sum())
+    assert float(result.params["loc"]) == pytest.approx(best, abs=1e-9 if batch_size == 60 else 0.15)
+
+
+def test_a_closed_form_that_ceases_to_hold_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ppl_em.em.closed_form import ClosedForm, Refused
+
+    whole, calls = ClosedForm.fit, []
+
+    def fails_later(self: ClosedForm, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 3:
+            raise Refused("it does not")
+        return whole(self, *args)
+
+    monkeypatch.setattr(ClosedForm, "fit", fails_later)
+    x = torch.randn(20)
+    with pytest.warns(UserWarning, match="loc.*closed form did not hold"):
+        result = ppl_em.fit(prior_of_codes, x, method=SVI(max_steps=30))
+    assert "loc" in result.detail

@@ -238,6 +238,7 @@ def test_early_stopping_keeps_what_was_best_on_held_out_data() -> None:
     assert result.status is ppl_em.Status.HELD_OUT
     assert result.num_steps < 2000
     looks = list(result.held_out)
+    assert result.held_out_bits_per_value == pytest.approx(-max(looks) / 30 / math.log(2), rel=1e-12)
     assert looks.index(max(looks)) == len(looks) - 1 - method.patience
     # The weights that came back are those of the best look: held-out data score as they did there.
     rows = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:6].sort().values
