@@ -207,11 +207,12 @@ class Posterior(SeriesQueries):
 
     # hidden structures ----------------------------------------------------------------------------------------
 
-    def structure(self, name: str) -> Any:
+    def structure(self, name: str, first: int | None = None) -> Any:
         """Posterior over the hidden structure of an observed site: parse trees, alignments.
 
         Args:
             name: site name.
+            first: only so many elements of the site's leading dimension; None takes all.
 
         Returns:
             What the distribution's own ``posterior`` gives for the observed value, by the site's plates; where the
@@ -231,7 +232,10 @@ class Posterior(SeriesQueries):
         if not hasattr(distribution, "posterior"):
             kind = type(distribution).__name__
             raise PplEmError(message(f"{kind} has no posterior", site=name, hint=f"defining {kind}.posterior(value)"))
-        return distribution.posterior(value_of(sites[name]))
+        value = value_of(sites[name])
+        if first is not None:
+            distribution, value = distribution.leading(value, first)
+        return distribution.posterior(value)
 
 
 def _distribution(latent: Latent, probs: Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,4 +106,16 @@ def _run(
             for name, record in run.records.items():
                 if record.role == "observed":
                     draws.setdefault(name, []).append(record.value)
-    return {name: torch.stack(values) for name, values in draws.items()}
+    return {name: stacked(values) for name, values in draws.items()}
+
+
+def stacked(draws: Sequence[Tensor]) -> Tensor:
+    """Draws of one site together; sequences whose length is random are padded with −1, as each draw is already.
+
+    Args:
+        draws: of shapes that are equal but for the last dimension of whole-numbered sequences.
+    """
+    longest = max(d.shape[-1] if d.dim() else 0 for d in draws)
+    if any(d.dim() and d.shape[-1] < longest for d in draws) and not draws[0].is_floating_point():
+        draws = [torch.nn.functional.pad(d, (0, longest - d.shape[-1]), value=-1) for d in draws]
+    return torch.stack(tuple(draws))

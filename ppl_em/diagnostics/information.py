@@ -139,6 +139,8 @@ def observed_information(result: FitResult) -> Information:
         raise PplEmError(message("the observed information needs an exact log-likelihood", hint='method="em"'))
     plan = result._plan_for(())
     coordinates = Coordinates.at(plan.program, result._values)
+    if not coordinates.origin.numel():
+        raise PplEmError(message("there is no free parameter to be uncertain about", hint="freezing fewer of them"))
     value, gradient, matrix = hessian(lambda values: objective(plan, values), coordinates, coordinates.origin)
     if not bool(torch.isfinite(matrix).all()):
         raise PplEmError(

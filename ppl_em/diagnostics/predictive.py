@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.diagnostics.loo import loo_pit
+from ppl_em.distributions.structured import is_structured
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import Record, run_program
 
@@ -132,10 +133,13 @@ def predictive_check(result: FitResult) -> PredictiveCheck:
         again = torch.cat([_rows(observed[m], given[m]) for m in members], 1)[:, keep] if given else drawn[:0]
         count = seen.shape[1]
         columns = next((tuple(c) for c in result._columns if len(c) == count), tuple(str(i) for i in range(count)))
-        wide = first.fn.event_shape.numel() > MOST_COLUMNS
-        if wide:
+        sequences = _sequences(first)
+        wide = first.fn.event_shape.numel() > MOST_COLUMNS and not sequences
+        if sequences:
+            columns = ("length", "different symbols")
+        elif wide:
             columns = tuple(f"{what} of {first.fn.event_shape.numel()}" for what in ("mean", "spread"))
-        discrete = bool(getattr(first.fn.support, "is_discrete", False)) and not wide
+        discrete = sequences or (bool(getattr(first.fn.support, "is_discrete", False)) and not wide)
         sites.append(SiteCheck(name, columns if count > 1 else ("",), seen, drawn, again, discrete, len(members) > 1))
     reliable = "_draws" in result.__dict__ and result._draws.reliable
     return PredictiveCheck(tuple(sites), reliable)
@@ -161,9 +165,26 @@ def _families(records: Mapping[str, Record]) -> dict[str, list[str]]:
 
 def _rows(record: Any, values: Tensor) -> Tensor:
     """Values (S, *batch, *event) as (S, rows, columns)."""
+    if _sequences(record):
+        return _of_sequences(record.fn, values)
     event = record.fn.event_shape.numel() if len(record.fn.event_shape) > 0 else 1
     rows = values.detach().double().reshape(len(values), -1, event)
     return rows if event <= MOST_COLUMNS else torch.stack([rows.mean(-1), rows.std(-1)], -1)
+
+
+def _sequences(record: Any) -> bool:
+    """Whether the values are padded sequences of symbols, with a hidden structure behind them."""
+    return is_structured(record.fn) and not record.value.is_floating_point() and len(record.fn.event_shape) == 1
+
+
+def _of_sequences(fn: Any, values: Tensor) -> Tensor:
+    """Length and number of different symbols of each sequence (S, *batch, L), as (S, rows, 2)."""
+    lengths = fn.lengths_of(values)
+    inside = torch.arange(values.shape[-1], device=values.device) < lengths.unsqueeze(-1)
+    ordered = values.where(inside, -1).sort(-1).values
+    new = torch.cat([ordered[..., :1] >= 0, (ordered.diff(dim=-1) > 0) & (ordered[..., 1:] >= 0)], -1)
+    features = torch.stack([lengths.expand(values.shape[:-1]), new.sum(-1)], -1)
+    return features.double().reshape(len(values), -1, 2)
 
 
 def _kept(record: Any) -> Tensor:

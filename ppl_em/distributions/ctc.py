@@ -189,6 +189,10 @@ class CTC(StructuredDistribution):
         flops = sequences * frames * (60.0 * states + 20.0 * classes)
         return HiddenCost(flops, float(sequences * frames * (2 * states + 4 * classes) * self.logits.element_size()))
 
+    def lengths_of(self, value: Tensor) -> Tensor:
+        """Returns the number of labels of each sequence: as given, or up to the first padding."""
+        return self.support.lengths_of(value)
+
     def _frames(self) -> Tensor:
         if self.input_lengths is not None:
             return self.input_lengths

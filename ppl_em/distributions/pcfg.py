@@ -43,6 +43,8 @@ class PCFG(StructuredDistribution):
     those lengths, drawn from the grammar given the length. The event shape is (longest length,), or (1,)
     where lengths are unknown.
 
+    Tables of different precision are computed in the wider one.
+
     In float32 a symbol less probable than 1e-38 of the likeliest symbol over the same words counts as zero.
 
     Raises:
@@ -170,11 +172,12 @@ class PCFG(StructuredDistribution):
             self._validate_sample(value)
         lengths = self.lengths_of(value)
         batch = torch.broadcast_shapes(self.batch_shape, value.shape[:-1])
-        root = self.root_symbols
-        shapes = [root.shape[:-1], self.rules.shape[:-3], self.emissions.shape[:-2]]
-        layout = Layout.of(value, lengths, batch, shapes)
-        terminals = layout.terminals(layout.grammar(self.emissions, 2))
-        return layout, layout.grammar(root, 1), layout.grammar(self.rules, 3), terminals
+        tables = (self.root_symbols, self.rules, self.emissions)
+        wider = torch.promote_types(torch.promote_types(tables[0].dtype, tables[1].dtype), tables[2].dtype)
+        root, rules, emissions = (table.to(wider) for table in tables)
+        layout = Layout.of(value, lengths, batch, [root.shape[:-1], rules.shape[:-3], emissions.shape[:-2]])
+        terminals = layout.terminals(layout.grammar(emissions, 2))
+        return layout, layout.grammar(root, 1), layout.grammar(rules, 3), terminals
 
     def _validate_sample(self, value: Tensor) -> None:
         torch.broadcast_shapes(self.batch_shape, value.shape[:-1])

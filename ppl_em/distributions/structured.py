@@ -10,6 +10,7 @@ The extension point: derive from `StructuredDistribution`, name the arguments th
 cost, and decorate the class with `register_structured`. `arg_constraints` names every argument on which the
 density depends, by the name of the constructor's argument; the event dims of a constraint are those of the
 whole argument (`constraints.independent(constraints.simplex, 1)` for a table with one simplex in each row).
+Arguments come as the program has them or with leading batch dims, of size one where they are shared.
 Arguments that are counted but are no probabilities (logits, say) need `expected_counts`, `normalised` and
 `expected_log_prob` of their own.
 
@@ -27,6 +28,8 @@ import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+
+from ppl_em.errors import PplEmError, message
 
 __all__ = [
     "HiddenCost",
@@ -71,6 +74,19 @@ class StructuredDistribution(TorchDistribution):
             if value is not None
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        """Draws values; predictions and predictive checks need it, the fit does not.
+
+        Raises:
+            PplEmError: The subclass does not define it.
+        """
+        kind = type(self).__name__
+        raise PplEmError(message(f"{kind} draws no values", hint=f"defining {kind}.sample(sample_shape)"))
+
+    def lengths_of(self, value: Tensor) -> Tensor:
+        """Returns the number of symbols of padded sequences, (…): those before the first negative entry."""
+        return (value >= 0).long().cumprod(-1).sum(-1)
 
     def hidden_cost(self, value_shape: torch.Size) -> HiddenCost:
         """Predicts the cost of `log_prob` and `expected_counts` from shapes alone.
@@ -143,6 +159,25 @@ class StructuredDistribution(TorchDistribution):
             theta = getattr(self, name)
             terms.append((count * theta.where(used, 1).log()).where(used, 0).sum())
         return torch.stack(terms).sum()
+
+    def leading(self, value: Tensor, count: int) -> tuple[StructuredDistribution, Tensor]:
+        """Returns the distribution and the value of the first `count` elements of the leading batch dim.
+
+        Args:
+            value: (*batch, …), of full batch shape.
+            count: How many.
+        """
+        batch = torch.broadcast_shapes(self.batch_shape, value.shape[: value.dim() - len(self.event_shape)])
+        kept = {}
+        for name, constraint in self.arg_constraints.items():
+            argument = self.__dict__.get(name)
+            if isinstance(argument, Tensor) and argument.dim() - constraint.event_dim == len(batch) > 0:
+                kept[name] = argument[:count]
+        new = self._with_arguments(kept)
+        new._batch_shape = torch.Size((min(count, self.batch_shape[0]), *self.batch_shape[1:])) if batch else batch
+        if len(self.batch_shape) < len(batch):
+            new._batch_shape = self.batch_shape
+        return new, value[:count] if batch else value
 
     def _row_dims(self, name: str) -> int:
         """Number of rightmost dims of an argument that are normalised together."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import Machine
 from ppl_em.em.restarts import Start, make_starts
+from ppl_em.em.structured import refuse_impossible
 from ppl_em.free_parameters import num_parameters
 from ppl_em.progress import Progress
 from ppl_em.result import FitResult, Restart
@@ -62,7 +63,13 @@ def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coord
         restarts: number of starts; None runs one, from the best of several first guesses.
         progress: see :class:`~ppl_em.progress.Progress`.
         coords: labels of dimensions.
+
+    Raises:
+        DataError: data without any hidden structure.
     """
+    if not problem.plan.approximated:
+        with isolated(problem.seed):
+            refuse_impossible(problem.plan, problem.values)
     starts = _starts(problem, restarts)
     outcomes: list[tuple[Start, SVIOutcome]] = []
     with Progress(progress, len(starts)) as bar:
