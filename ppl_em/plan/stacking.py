@@ -127,10 +127,16 @@ def rename_dims(site: Site, names: Mapping[str, str]) -> Site:
 
 def _in_order(argument: Argument, order: Sequence[str]) -> Argument:
     """An argument with its dimensions in the order of the site's: steps are traced in whatever order is at hand."""
-    dims = tuple(sorted(argument.value.dims, key=lambda d: (d not in order, order.index(d) if d in order else 0)))
-    if dims == argument.value.dims:
-        return argument
+
+    def ordered(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(names, key=lambda d: (d not in order, order.index(d) if d in order else 0)))
+
     named, width = argument.value.dims, argument.value.tensor.dim()
+    dims, design = ordered(named), argument.design
+    if design is not None and ordered(design.cells) != design.cells:
+        argument = replace(argument, design=_design_in_order(design, ordered(design.cells)))
+    if dims == named:
+        return argument
 
     def moved(tensor: Tensor | None) -> Tensor | None:
         return tensor if tensor is None or tensor.dim() < width else Factor(tensor, named).align(dims)
@@ -140,6 +146,21 @@ def _in_order(argument: Argument, order: Sequence[str]) -> Argument:
         for k in argument.links
     )
     return replace(argument, value=argument.value.to(dims), links=links)
+
+
+def _design_in_order(design: Design, cells: tuple[str, ...]) -> Design:
+    """A design with its cells in another order."""
+    sizes = design.shape[: len(design.cells)]
+    number = torch.arange(len(design.index)).reshape(*sizes, *((design.event,) if design.event else ()))
+    rows = Factor(number, design.cells).align(cells).flatten()
+    return replace(
+        design,
+        index=design.index[rows],
+        features=design.features if len(design.features) == 1 else design.features[rows],
+        offset=None if design.offset is None else design.offset[rows],
+        cells=cells,
+        shape=(*(sizes[design.cells.index(d)] for d in cells), *design.shape[len(cells) :]),
+    )
 
 
 def _design_signature(design: Design) -> Any:
