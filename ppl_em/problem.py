@@ -243,7 +243,12 @@ def check_shapes(source: Source, values: Mapping[str, Any]) -> None:
         ModelError: one has another shape; named.
     """
     with isolated(source.seed):
-        run = run_program(source.model, source.args, source.kwargs)
+        try:
+            run = run_program(source.model, source.args, source.kwargs, time=source.time)
+        except Exception:  # the body of a time loop may not run for all steps at once
+            if source.time is None:
+                raise
+            run = run_program(source.model, source.args, source.kwargs)
     shapes = {n: tuple(p.value.shape) for n, p in run.parameters.items()}
     shapes |= {n: tuple(r.value.shape) for n, r in run.records.items() if r.role == "latent"}
     for name, value in values.items():
