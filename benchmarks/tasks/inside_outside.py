@@ -36,7 +36,7 @@ def ours() -> Run:
         for _ in range(num_steps):
             log_prob = PCFG(root, leaf, emissions, validate_args=False).log_prob(sentences).sum()
             torch.autograd.grad(log_prob, leaf)
-        return lambda: float(log_prob)
+        return lambda: float(log_prob.detach())
 
     return run
 
@@ -57,7 +57,7 @@ def torch_struct() -> Run:
             potentials = (terms, leaf.expand(SENTENCES, *leaf.shape), roots)
             log_prob = SentCFG(potentials, lengths=lengths).partition.sum()
             torch.autograd.grad(log_prob, leaf)
-        return lambda: float(log_prob)
+        return lambda: float(log_prob.detach())
 
     return run
 

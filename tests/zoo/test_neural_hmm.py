@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO, config_enumerate
 
+import ppl_em
 from models import neural_hmm
+from tests.tolerances import ASCENT
+
+
+@pytest.fixture
+def untrained() -> Iterator[None]:
+    """Starts from fresh weights in float64, and leaves fresh ones."""
+    neural_hmm.tables.double().load_state_dict(neural_hmm.new_tables(seed=1).state_dict())
+    yield
+    neural_hmm.tables.float().load_state_dict(neural_hmm.new_tables().state_dict())
 
 
 @pytest.mark.slow
-def test_states_are_vowels_and_consonants() -> None:
+def test_states_are_vowels_and_consonants(untrained: None) -> None:
     words, lengths = neural_hmm.load()
-    neural_hmm.tables.load_state_dict(neural_hmm.new_tables(seed=1).state_dict())
-    elbo = TraceEnum_ELBO(max_plate_nesting=1, strict_enumeration_warning=False)
-    program = config_enumerate(neural_hmm.model)
-    optimiser = torch.optim.Adam(neural_hmm.tables.parameters(), lr=0.02)
-    for _ in range(300):
-        loss = elbo.differentiable_loss(program, lambda *args: None, words, lengths)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    emission = neural_hmm.tables()[2].detach()
+    result = ppl_em.fit(neural_hmm.model, words, lengths, restarts=1, method=ppl_em.EM(max_steps=100))
+    assert (result.history.diff() >= -ASCENT * result.history[0].abs()).all()
+    with torch.no_grad():
+        emission = neural_hmm.tables()[2]  # the module holds what the fit returned
     used = torch.bincount(words[torch.arange(words.shape[1]) < lengths[:, None]], minlength=26) > 10
-    likelier = emission.argmax(0)
-    letters = dict(zip(neural_hmm.LETTERS, likelier.tolist(), strict=True))
+    letters = dict(zip(neural_hmm.LETTERS, emission.argmax(0).tolist(), strict=True))
     vowel = letters["e"]
     common = [letter for letter, often in zip(neural_hmm.LETTERS, used.tolist(), strict=True) if often]
     assert {letter for letter in common if letters[letter] == vowel} >= set("aeiou")
     consonants = [letter for letter in common if letter not in "aeiouy"]
     assert sum(letters[letter] != vowel for letter in consonants) >= len(consonants) - 2
+
+
+def test_the_plan(untrained: None, golden_plan: Callable) -> None:
+    plan = ppl_em.explain(neural_hmm.model, *neural_hmm.load())
+    assert plan.exact
+    assert plan.engine_of("state") == "chain"
+    assert plan.rule_of("tables$$$letters") == "gradient"
+    golden_plan("neural_hmm", plan)
 
 
 def test_data() -> None:
