@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_em.distributions.compound import Compound, MixtureOf, TransformedOf
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
@@ -39,11 +40,22 @@ def watch(plan: Plan) -> tuple[Watched, ...]:
     for site in plan.sites():
         if site.role != "observed" or not site.lowered or site.family is None:
             continue
-        scale = _SCALES.get(site.family.__name__)
-        for name in (*([scale] if scale else []), *_MATRICES):
+        for name in _spreads(site.family):
             if name in site.arguments and site.arguments[name].links:
                 found.append(Watched(site, name, FLOOR * _spread(site, name)))
     return tuple(found)
+
+
+def _spreads(family: type) -> list[str]:
+    """Arguments of a family that are scales or matrices of covariance, those of its parts included."""
+    if issubclass(family, Compound):
+        return [f"{prefix}_{name}" for prefix, part in family.parts.items() for name in _spreads(part)]
+    scale = _SCALES.get(family.__name__)
+    return [*([scale] if scale else []), *_MATRICES]
+
+
+def _is_matrix(argument: str) -> bool:
+    return argument.endswith(_MATRICES)
 
 
 def collapsed(plan: Plan, parameters: Mapping[str, Tensor], watched: tuple[Watched, ...] | None = None) -> str:
@@ -58,7 +70,7 @@ def collapsed(plan: Plan, parameters: Mapping[str, Tensor], watched: tuple[Watch
         value = entry.site.arguments[entry.argument].evaluate(parameters)
         if not bool(torch.isfinite(value).all()):
             return _where(entry, value.isfinite().double())
-        scale = _root_diagonal(entry.argument, value) if entry.argument in _MATRICES else value
+        scale = _root_diagonal(entry.argument, value) if _is_matrix(entry.argument) else value
         if bool((scale < entry.floor).any()):
             return _where(entry, scale / entry.floor)
     return ""
@@ -66,9 +78,9 @@ def collapsed(plan: Plan, parameters: Mapping[str, Tensor], watched: tuple[Watch
 
 def _root_diagonal(name: str, value: Tensor) -> Tensor:
     """Conditional standard deviations: the diagonal of the Cholesky factor of the covariance."""
-    if name == "scale_tril":
+    if name.endswith("scale_tril"):
         return value.diagonal(dim1=-2, dim2=-1)
-    if name == "precision_matrix":
+    if name.endswith("precision_matrix"):
         value = torch.linalg.inv(value)
     factor, bad = torch.linalg.cholesky_ex(value)
     diagonal = factor.diagonal(dim1=-2, dim2=-1)
@@ -77,9 +89,7 @@ def _root_diagonal(name: str, value: Tensor) -> Tensor:
 
 def _spread(site: Site, argument: str) -> Tensor:
     """Standard deviation of a site's data, column by column; the size of the data where they are all equal."""
-    value = site.value.map(lambda t: t.detach().double())
-    if site.family is not None and site.family.__name__ == "LogNormal":
-        value = value.map(torch.log)
+    value = _preimage(site).map(lambda t: t.detach().double())
     keep = [d for d in value.dims if d in site.inner and d in site.arguments[argument].value.dims]
     columns = value.align((*[d for d in value.dims if d not in keep], *keep))
     rows = len(value.dims) - len(keep)
@@ -90,7 +100,22 @@ def _spread(site: Site, argument: str) -> Tensor:
     dims = (*keep, *(f"@event{i}" for i in range(spread.dim() - len(keep))))
     order = site.arguments[argument].value.dims
     # A matrix is compared by its diagonal, whose last dimension is that of the data's vectors.
-    return Factor(spread, dims).align((*order, *(d for d in dims if d.startswith("@event"))))
+    floor = Factor(spread, dims).align((*order, *(d for d in dims if d.startswith("@event"))))
+    # The components of a mixture stand between the site's dimensions and those of the data's vectors.
+    components = site.family is not None and issubclass(site.family, MixtureOf)
+    return floor.unsqueeze(len(order)) if components else floor
+
+
+def _preimage(site: Site) -> Factor:
+    """A site's data on the scale of its location and spread."""
+    family = site.family
+    if family is not None and family.__name__ == "LogNormal":
+        return site.value.map(torch.log)
+    if family is None or not issubclass(family, TransformedOf):
+        return site.value
+    order = site.dims + site.inner
+    arguments = {n: a.value.align(order) for n, a in site.arguments.items()}
+    return Factor(family(**arguments).preimage(site.value.align(order)), order)
 
 
 def _where(entry: Watched, size: Tensor) -> str:

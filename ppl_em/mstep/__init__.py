@@ -5,6 +5,7 @@ Importing this package registers the rules below in `weighted_mle`.
 
 from ppl_em.mstep import (  # noqa: F401
     circular,
+    compound,
     discrete,
     low_rank,
     multivariate,

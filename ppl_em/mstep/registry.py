@@ -60,6 +60,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._rules: dict[type, Rule] = {}
+        self._makers: dict[type, Callable[[Any], Rule | None]] = {}
 
     def register(
         self,
@@ -82,6 +83,19 @@ class Registry:
                 key = _namesake(family)
                 self._rules[key] = Rule(family, fit, exact, dict(residuals or {}), dict(ceilings or {}))
             return fit
+
+        return decorate
+
+    def derive(self, base: type) -> Callable[[Callable[[Any], Rule | None]], Callable[[Any], Rule | None]]:
+        """Decorator of a function that makes the rule of each family derived from a class (mixtures, say).
+
+        Args:
+            base: the class; the function gets the family and returns its rule, None where it has none.
+        """
+
+        def decorate(make: Callable[[Any], Rule | None]) -> Callable[[Any], Rule | None]:
+            self._makers[base] = make
+            return make
 
         return decorate
 
@@ -121,6 +135,8 @@ class Registry:
         for base in getattr(family, "__mro__", ()):
             if base in self._rules:
                 return self._rules[base]
+            if base in self._makers:
+                return self._makers[base](family)
         return None
 
 

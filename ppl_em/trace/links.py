@@ -15,6 +15,11 @@ from ppl_em.ir.transform import ELEMENTWISE, IDENTITY, MATRIXWISE, ROWWISE, Tran
 NORMALISED = frozenset({"Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough", "Multinomial"})
 
 
+def normalises(family: type, argument: str) -> bool:
+    """Whether a family divides the rows of an argument by their sums itself."""
+    return family.__name__ in NORMALISED or argument in getattr(family, "probability_rows", ())
+
+
 @dataclass(frozen=True)
 class Probe:
     """An argument and the parameters at one random setting, with the derivative that torch computed.

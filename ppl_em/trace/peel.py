@@ -10,8 +10,8 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
-#: Which of several equivalent arguments was given shows in the instance's dictionary.
-_ALTERNATIVES = (("probs", "logits"), ("gate", "gate_logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
+from ppl_em.trace.compounds import compound_parts
+from ppl_em.trace.given import event_dim_of, given_arguments
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Peeled:
         arguments: compact tensors (size 1 where expanded) by name, batch dimensions first.
         event_dims: number of event dimensions of each argument.
         options: constructor arguments that are not tensors.
+        compound: family of a distribution that is made of others.
     """
 
     base: Any
@@ -33,11 +34,12 @@ class Peeled:
     arguments: dict[str, Tensor]
     event_dims: dict[str, int]
     options: dict[str, Any]
+    compound: type | None = None
 
     @property
     def family(self) -> type:
-        """Class of the innermost distribution."""
-        return type(self.base)
+        """Class of the innermost distribution, or the family of all that are put together like it."""
+        return self.compound or type(self.base)
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -76,12 +78,16 @@ def peel(fn: Any, given: Any = None) -> Peeled:
         mask = part if mask is None else mask & part
     arguments, event_dims, options = {}, {}, {}
     source = fn if given is None else _innermost(given)
+    made_of = compound_parts(source)
+    if made_of is not None:
+        family, tensors, event_dims = made_of
+        return Peeled(fn, inner, mask, {n: compact(t) for n, t in tensors.items()}, event_dims, {}, family)
     constraints = fn.arg_constraints if hasattr(fn, "arg_constraints") else {}
-    for name in _given(source, constraints):
+    for name in given_arguments(source, constraints):
         value = getattr(source, name, None)
         if isinstance(value, Tensor):
             arguments[name] = compact(value)
-            event_dims[name] = min(_event_dim(constraints[name], value, source), value.dim())
+            event_dims[name] = min(event_dim_of(constraints[name], value, source), value.dim())
         elif isinstance(value, (int, float)):
             options[name] = value
     return Peeled(fn, inner, mask, arguments, event_dims, options)
@@ -91,24 +97,3 @@ def _innermost(fn: Any) -> Any:
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
-
-
-def _given(fn: Any, constraints: dict[str, Any]) -> list[str]:
-    names = list(constraints)
-    for group in _ALTERNATIVES:
-        present = [n for n in group if n in names]
-        if len(present) > 1:
-            given = [n for n in present if n in fn.__dict__]
-            parameter = fn.__dict__.get("_param")
-            if len(given) > 1 and parameter is not None:
-                given = [n for n in given if fn.__dict__[n] is parameter] or given
-            keep = (given or present)[0]
-            names = [n for n in names if n not in present or n == keep]
-    return names
-
-
-def _event_dim(constraint: Any, value: Tensor, fn: Any) -> int:
-    declared = getattr(constraint, "event_dim", 0)
-    # Some families declare elementwise constraints on vector arguments (LowRank's cov_diag, logits of a Categorical):
-    # what exceeds the batch shape is the argument's own.
-    return max(declared, value.dim() - len(fn.batch_shape))

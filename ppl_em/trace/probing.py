@@ -16,7 +16,7 @@ from ppl_em.ir.design import Design
 from ppl_em.ir.transform import Transform
 from ppl_em.trace.affine import affine_link, make_design
 from ppl_em.trace.enumeration import Enumeration
-from ppl_em.trace.links import NORMALISED, Probe, directional_derivatives, find_links
+from ppl_em.trace.links import Probe, directional_derivatives, find_links, normalises
 from ppl_em.trace.record import Record
 from ppl_em.trace.thinning import Thinning
 
@@ -95,7 +95,7 @@ def find_all_links(
         head = group[0]
         first, second = (run.probe(head) for run in runs)
         site = sites[head[0]]
-        normalised = site.family is not None and site.family.__name__ in NORMALISED
+        normalised = site.family is not None and normalises(site.family, head[1])
         sources = sorted(site.arguments[head[1]].sources)
         tables = site.family is not None and is_structured(site.family)
         found = find_links(first, second, sources, normalised, tables)

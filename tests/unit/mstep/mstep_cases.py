@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import AffineTransform, ExpTransform, constraints
 
+from ppl_em.distributions.compound import MixtureOf, TransformedOf, compound_family
 from ppl_em.mstep import Argument, Block, WeightedSample
 
 Draw = Callable[[torch.Generator, int], Tensor]
@@ -41,6 +44,35 @@ def covariance(size: int) -> Draw:
         return factor @ factor.mT
 
     return draw
+
+
+def per_component(draw: Draw, size: int, apart: float) -> Draw:
+    """Values by cell and component."""
+    return lambda g, cells: torch.stack([draw(g, cells) + apart * k for k in range(size)], 1)
+
+
+def mixture_of(component: type, constraint: Any, rows: str = "probs") -> type:
+    """The family of mixtures of one family with one argument, as it is read from a program."""
+    name = next(iter(component.arg_constraints))
+    weights = constraints.simplex if rows == "probs" else constraints.real_vector
+    declared = ((f"component_{name}", constraints.independent(constraint, 1)), (f"mixture_{rows}", weights))
+    parts = (("component", component), ("mixture", dist.Categorical))
+    return compound_family(MixtureOf, "MixtureSameFamily", parts, declared)
+
+
+POSITIVE = constraints.positive
+GAUSSIANS = compound_family(
+    MixtureOf, "MixtureSameFamily", (("component", dist.Normal), ("mixture", dist.Categorical)),
+    (
+        ("component_loc", constraints.independent(constraints.real, 1)),
+        ("component_scale", constraints.independent(POSITIVE, 1)),
+        ("mixture_probs", constraints.simplex),
+    ),
+)  # fmt: skip
+EXPONENTIATED = compound_family(
+    TransformedOf, "TransformedDistribution", (("base", dist.Normal),),
+    (("base_loc", constraints.real), ("base_scale", POSITIVE)), 0, (ExpTransform, AffineTransform),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -131,6 +163,25 @@ CASES: list[Case] = [
     Case("logistic", dist.Logistic, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
     Case("soft laplace", dist.SoftLaplace, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
     Case("gumbel", dist.Gumbel, {"loc": uniform(-1, 1), "scale": uniform(0.5, 2)}),
+    Case(
+        "mixture of poissons", mixture_of(dist.Poisson, POSITIVE),
+        {"component_rate": per_component(uniform(1, 2), 2, 12), "mixture_probs": simplex(2)},
+    ),
+    Case(
+        "mixture of poissons, logits", mixture_of(dist.Poisson, POSITIVE, "logits"),
+        {"component_rate": per_component(uniform(1, 2), 2, 12), "mixture_logits": uniform(-1, 1, 2)},
+    ),
+    Case(
+        "mixture of normals of one scale", GAUSSIANS,
+        {
+            "component_loc": per_component(uniform(-2, 0), 2, 6), "component_scale": uniform(0.5, 1, 1),
+            "mixture_probs": simplex(2),
+        },
+    ),
+    Case(
+        "transformed normal", EXPONENTIATED, {"base_loc": uniform(-1, 1), "base_scale": uniform(0.3, 1)},
+        {"transform1_loc": 2.0, "transform1_scale": 3.0},
+    ),
     Case("von mises", dist.VonMises, {"loc": uniform(-2, 2), "concentration": uniform(0.5, 4)}),
 ]  # fmt: skip
 
