@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.exact.chain_outer import Outer
 from ppl_em.exact.chain_posterior import ChainPosterior
 from ppl_em.exact.chain_slices import SliceFactors, in_chain, is_pair, slice_factors, slices_of
@@ -29,9 +30,17 @@ from ppl_em.ir.slices import Slices
 
 
 class Chain:
-    """Chains whose state at each step has one neighbour before and one after."""
+    """Chains whose state at each step has one neighbour before and one after.
+
+    Args:
+        buffers: memory for a loop of E-steps over the same block; expected weights may lie in it and are then
+            overwritten by the next E-step. None to allocate at each.
+    """
 
     name = "chain"
+
+    def __init__(self, buffers: ChainBuffers | None = None) -> None:
+        self.buffers = buffers
 
     def reject(self, block: Block) -> str | None:
         """Only blocks that the planner could stack along a time axis."""
@@ -63,7 +72,7 @@ class Chain:
     def expected(self, block: Block, factors: Mapping[str, Factor]) -> Expected:
         """Expected weights of every site from one forward–backward."""
         detached = {n: Factor(f.tensor.detach(), f.dims) for n, f in factors.items()}
-        return Counting(block, detached).expected()
+        return Counting(block, detached, self.buffers).expected()
 
     def posterior(self, block: Block, factors: Mapping[str, Factor]) -> BlockPosterior:
         """Queries from the forward–backward kernels."""
@@ -93,10 +102,11 @@ class Counting:
     Args:
         block: the block.
         factors: log-factors by site, detached.
+        buffers: memory to work in, or None.
     """
 
-    def __init__(self, block: Block, factors: Mapping[str, Factor]) -> None:
-        self.block, self.factors = block, factors
+    def __init__(self, block: Block, factors: Mapping[str, Factor], buffers: ChainBuffers | None = None) -> None:
+        self.block, self.factors, self.buffers = block, factors, buffers
         self.slices: Slices = slices_of(block)
         self.chain: SliceFactors = slice_factors(block, factors)
         self.shape = [block.sizes[d] for d in self.slices.batch]
@@ -112,7 +122,8 @@ class Counting:
             for site in outer.sites:
                 weights[site.name] = Weights(count_weights(block, site, found.weights[site.name].factor))
         groups = self._pair_groups()
-        counts = [expected_counts(self.chain.init, self.chain.trans, self.chain.obs, weight) for weight, _ in groups]
+        chain, buffers = self.chain, self.buffers if len(groups) == 1 else None
+        counts = [expected_counts(chain.init, chain.trans, chain.obs, weight, buffers) for weight, _ in groups]
         log_z = Factor(counts[0].log_z, slices.plates) if not slices.outer else found.log_z
         for (_, members), count in zip(groups, counts, strict=True):
             weights.update({s.name: self._pair_weights(s, count.xi) for s in members})

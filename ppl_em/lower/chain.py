@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.exact.chain import Chain
+from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
 from ppl_em.lower.emission import Emission, eligible
@@ -40,7 +41,7 @@ class LoweredChain:
             self.counted = wide.reshape(-1, 1).to(self.emission.dtype)
         self.chunk = max(256, min(self.emission.num_data, CHUNK_ELEMENTS // (self.emission.width + 1)))
         self._buffers: tuple[Tensor, Tensor] | None = None
-        self.engine = Chain()
+        self.engine = Chain(ChainBuffers())
 
     @staticmethod
     def accepts(block: Block) -> bool:
