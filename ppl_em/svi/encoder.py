@@ -74,7 +74,7 @@ class Standardise(nn.Module):
     """
 
     loc: Tensor
-    scale: Tensor
+    precision: Tensor
 
     def __init__(self, features: Tensor, seen: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -83,12 +83,12 @@ class Standardise(nn.Module):
             flat = flat[seen.expand(features.shape[:-1] + (1,)).reshape(-1)]
         spread = flat.std(0, correction=0) if len(flat) else torch.ones(features.shape[-1])
         self.register_buffer("loc", (flat.mean(0) if len(flat) else torch.zeros(features.shape[-1])).to(dtype))
-        self.register_buffer("scale", torch.where(spread > 1e-8, spread, torch.ones_like(spread)).to(dtype))
+        self.register_buffer("precision", torch.where(spread > 1e-8, 1 / spread, torch.ones_like(spread)).to(dtype))
         self.width = features.shape[-1] + (seen is not None)
 
     def forward(self, features: Tensor, seen: Tensor | None) -> Tensor:
         """(…, F) to (…, F), or (…, F + 1) with the mask as the last feature."""
-        result = (features.to(self.loc.dtype) - self.loc) / self.scale
+        result = (features.to(self.loc.dtype) - self.loc) * self.precision
         if seen is None:
             return result
         kept = seen.to(result.dtype)

@@ -40,8 +40,10 @@ def _normal(q: Normal, p: Normal, event_dim: int) -> Tensor:
     """Σ log σp/σq + (σq² + (μq − μp)²) / 2σp² − ½ over the event, in few operations: this is every VAE's prior."""
     ratio = q.scale / p.scale
     shift = (q.loc - p.loc) / p.scale
-    terms = torch.addcmul(ratio * ratio, shift, shift) - 2 * ratio.log() - 1
-    return 0.5 * terms.sum(tuple(range(-event_dim, 0)))
+    terms = torch.addcmul(ratio * ratio, shift, shift).sub(ratio.log(), alpha=2)
+    if not event_dim:
+        return 0.5 * (terms - 1)
+    return 0.5 * (terms.sum(tuple(range(-event_dim, 0))) - terms.shape[-event_dim:].numel())
 
 
 def _full_against_diagonal(q: MultivariateNormal, p: Normal) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,8 +136,6 @@ def run_scored(
         All sites in program order.
     """
     scorer = Scorer(draw, parameters, guide)
-    with ExitStack() as stack:
-        stack.enter_context(full_plates(indices, keep_subsamples))
-        stack.enter_context(scorer)
+    with full_plates(indices, keep_subsamples), scorer:
         model(*args, **kwargs)
     return scorer.sites
