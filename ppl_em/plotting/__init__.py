@@ -12,6 +12,7 @@ from ppl_em.plotting.data import data, series
 from ppl_em.plotting.estimates import parameters, profile
 from ppl_em.plotting.latents import latents
 from ppl_em.plotting.predictive import loo, pit, predictive, reconstruction
+from ppl_em.plotting.structures import alignments, trees
 from ppl_em.plotting.style import axis, styled
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ KINDS: dict[str, Callable[..., None]] = {
     "data": data,
     "series": series,
     "latents": latents,
+    "trees": trees,
+    "alignments": alignments,
     "codes": codes,
     "divergence": divergence,
     "images": images,
@@ -46,7 +49,8 @@ def plot(result: FitResult, kind: str, ax: Any = None, **options: Any) -> Any:
         kind: ``"history"`` (objective by step), ``"restarts"`` (where each start ended), ``"parameters"`` (estimates
             with intervals; ``name=`` of the parameter), ``"profile"`` (profile likelihood; ``name=`` and ``place=``),
             ``"data"`` (observations by component, with the components' contours), ``"series"`` (a time series coloured
-            by state), ``"latents"`` (posterior probabilities of the states), ``"codes"`` (posterior means that an
+            by state), ``"latents"`` (posterior probabilities of the states), ``"trees"`` (the best parse
+            of a sentence; ``row=``), ``"alignments"`` (frames by label; ``row=``), ``"codes"`` (posterior means that an
             encoder gives the data), ``"divergence"`` (information in each of its dimensions), ``"images"`` (square
             images, reconstructed and drawn anew), ``"predictive"`` and
             ``"reconstruction"`` (data against draws), ``"loo"`` (k-hat per datum), ``"pit"`` (calibration).

@@ -6,9 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ppl_em.diagnostics.check import COLOURS, SIGNS, Diagnosis
 from ppl_em.errors import PplEmError
 from ppl_em.plan.plan import Plan
+from ppl_em.plan.structured import elements
 from ppl_em.report.environment import environment
 from ppl_em.report.figures import Figure, figures
 from ppl_em.summary import LARGE, summary
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Rows of a table in the page; all of them are in the JSON.
 MOST_ROWS = 60
+#: Hidden structures that are looked at one by one.
+MOST_STRUCTURES = 100
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,12 @@ def collect(result: FitResult, checks: Sequence[Callable[[Any], Any]] | None, ti
         "verdict": _verdict(diagnosis),
         "fit": _fit(result),
         "plan": str(result.plan),
-        "data": _data(result) if live else [],
+        "data": _table(lambda: _data(result)) if live else [],
         "parameters": _parameters(result),
         "predictive": _table(lambda: result.predictive_check.table().to_dict("records")),
         "loo": _loo(result),
         "latents": _latents(result) if live else [],
+        "structures": _table(lambda: _structures(result)) if live else [],
         "restarts": _restarts(result),
         "calibration": _table(lambda: _calibration(result)),
         "environment": environment(result),
@@ -78,7 +84,8 @@ def _sections(values: dict[str, Any], pictures: dict[str, list[Figure]]) -> tupl
         ("calibration", "Calibration"),
         ("environment", "Environment"),
     )
-    return tuple((a, t) for a, t in every if values.get(a) or pictures.get(a) or a == "convergence")
+    shown = {"convergence", *(["latents"] if values.get("structures") else [])}
+    return tuple((a, t) for a, t in every if values.get(a) or pictures.get(a) or a in shown)
 
 
 def _verdict(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -178,6 +185,25 @@ def _latents(result: FitResult) -> list[dict[str, Any]]:
             rows.append({**row, "share of each value": shares, "mean certainty": certainty})
             if len(rows) >= MOST_ROWS:
                 return rows
+    return rows
+
+
+def _structures(result: FitResult) -> list[dict[str, Any]]:
+    """Hidden structures inside observed sites: how sure their posteriors are."""
+    rows = []
+    for entry in result.plan.structured:
+        posterior = result.posterior().structure(entry.name, first=MOST_STRUCTURES)
+        best, log_z = posterior.mode(), posterior.log_z.double()
+        best = torch.tensor([t.log_prob for t in best]) if isinstance(best, list) else best.log_prob
+        certainty = (best.double().reshape(log_z.shape) - log_z).exp()
+        row = {
+            "site": entry.name,
+            "structure of": entry.family,
+            "elements": elements(entry),
+            "looked at": log_z.numel(),
+        }
+        row |= {"mean entropy, nats": float(posterior.entropy().double().mean())}
+        rows.append({**row, "mean probability of the best": float(certainty.mean())})
     return rows
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ppl_em.distributions import CTC, PCFG
 from ppl_em.errors import PplEmError
 from ppl_em.plotting import plot
 from ppl_em.plotting.components import find_components
 from ppl_em.plotting.estimates import MOST_ROWS, panels
+from ppl_em.plotting.structures import drawable
 from ppl_em.plotting.style import figure, styled
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 #: Pictures of one kind at most: panels of parameters, pairs of columns, columns, series.
 MOST_PANELS, MOST_PAIRS, MOST_COLUMNS, MOST_SERIES = 12, 6, 6, 3
 #: Width and height in inches.
-SIZES = {"small": (3.5, 2.5), "plain": (5.2, 3.0), "wide": (10.4, 2.7)}
+SIZES = {"small": (3.5, 2.5), "plain": (5.2, 3.0), "wide": (10.4, 2.7), "tall": (10.4, 3.9)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Figure:
     Args:
         svg: the file's bytes.
         alt: what it shows, for those who do not see it.
-        size: ``"small"``, ``"plain"`` or ``"wide"`` (the page's whole width).
+        size: ``"small"``, ``"plain"``, ``"wide"`` or ``"tall"`` (the page's whole width).
         group: heading under which it stands with others.
     """
 
@@ -41,8 +43,7 @@ class Figure:
 
 def figures(result: FitResult) -> dict[str, list[Figure]]:
     """Pictures by section; those that this fit does not have are left out."""
-    columns = [{"site": s.name, "column": c} for s in result.predictive_check.sites for c in range(len(s.columns))]
-    columns = columns[:MOST_COLUMNS]
+    columns = _columns(result)[:MOST_COLUMNS]
     found = {
         "data": _data(result),
         "parameters": _parameters(result),
@@ -51,12 +52,25 @@ def figures(result: FitResult) -> dict[str, list[Figure]]:
             *(_one(result, "reconstruction", "small", "Latents given the data (reconstruction)", **c) for c in columns),
         ],
         "loo": [_one(result, "loo")],
-        "latents": [_one(result, "latents"), _one(result, "codes"), _one(result, "divergence")],
+        "latents": [
+            *(_one(result, kind) for kind in ("latents", "codes", "divergence")),
+            *_structures(result, "trees", PCFG, "Parse trees"),
+            *_structures(result, "alignments", CTC, "Alignments"),
+        ],
         "convergence": [_one(result, "history"), _one(result, "restarts") if len(result.restarts) > 1 else None],
         "calibration": [_one(result, "pit")],
     }
     present = {name: [p for p in pictures if p is not None] for name, pictures in found.items()}
     return {name: pictures for name, pictures in present.items() if pictures}
+
+
+def _columns(result: FitResult) -> list[dict[str, Any]]:
+    """Site and column of every observed number; none where the program's sites cannot be drawn anew."""
+    try:
+        sites = result.predictive_check.sites
+    except PplEmError:
+        return []
+    return [{"site": s.name, "column": c} for s in sites for c in range(len(s.columns))]
 
 
 def svg(draw: Callable[[Any], None], width: float, height: float) -> bytes:
@@ -89,6 +103,15 @@ def _one(result: FitResult, kind: str, size: str = "plain", group: str = "", **o
     except PplEmError:
         return None
     return Figure(picture, ". ".join(filter(None, (group, *titles))), size, group)
+
+
+def _structures(result: FitResult, kind: str, family: type, group: str) -> list[Figure | None]:
+    """Pictures of the first few hidden structures of a family of distributions."""
+    try:
+        rows = drawable(result, family, MOST_SERIES)
+    except PplEmError:
+        return []
+    return [_one(result, kind, "tall", group, row=row) for row in rows]
 
 
 def _data(result: FitResult) -> list[Figure | None]:

@@ -31,7 +31,8 @@ def fits() -> dict[str, ppl_em.FitResult]:
 
 
 AMORTISED = {"codes", "divergence", "images"}
-MISSING = {"mixture": {"series", *AMORTISED}, "chain": {"loo", "pit", *AMORTISED}}
+STRUCTURED = {"trees", "alignments"}  # in tests/structured
+MISSING = {"mixture": {"series", *AMORTISED, *STRUCTURED}, "chain": {"loo", "pit", *AMORTISED, *STRUCTURED}}
 OPTIONS = {"profile": {"mixture": {"name": "weights", "place": (0,)}, "chain": {"name": "rate", "place": (0,)}}}
 
 
