@@ -1,91 +1,83 @@
-"""A real browser opens the report and prints it: no console message, no request, a PDF."""
+"""A real browser opens reports and prints them: no console message, no request, nothing over anything else."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import ppl_em
-from models import gmm
+from models import gmm, hmm, vae
+from tests.unit.report.browser import CHROMIUM, OVERLAPS, OVERLAPS_IN_PICTURES, Browser
 
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
-QUIET = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-default-apps",
-    "--no-first-run",
-    "--hide-scrollbars",
-)
+WIDTHS = (390, 820, 1400)
 
 
-def chromium(profile: Path, *options: str) -> str:
-    """Runs the browser once; what it and the page's console said."""
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *QUIET, f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180)
-    return done.stderr
+def fitted(which: str) -> ppl_em.FitResult:
+    """A mixture, a chain, an autoencoder."""
+    if which == "mixture":
+        return ppl_em.fit(gmm.model, gmm.load(), restarts=2)
+    if which == "chain":
+        return ppl_em.fit(hmm.model, hmm.load(), restarts=2)
+    vae.decoder.load_state_dict(vae.new_decoder().state_dict())
+    return ppl_em.fit(vae.model, vae.load()[:600], method=ppl_em.SVI(max_steps=400, batch_size=100, validation=0.1))
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
+@pytest.fixture(scope="module", params=["mixture", "chain", "autoencoder"])
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        return ppl_em.fit(gmm.model, gmm.load(), restarts=2).report(tmp_path_factory.mktemp("page") / "report.html")
+        yield fitted(request.param).report(tmp_path_factory.mktemp(request.param) / f"{request.param}.html")
     finally:
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("width", [400, 800, 1400])
-def test_it_opens_at_three_widths(page: Path, tmp_path: Path, width: int) -> None:
-    log, picture = tmp_path / "net.json", tmp_path / "page.png"
-    said = chromium(
-        tmp_path / "profile",
-        f"--log-net-log={log}",
-        f"--screenshot={picture}",
-        f"--window-size={width},3000",
-        page.as_uri(),
-    )
-    assert picture.stat().st_size > 50_000
-    assert "CONSOLE" not in said, said
-    requested = [
-        event["params"]["url"]
-        for event in json.loads(log.read_text())["events"]
-        if isinstance(event.get("params"), dict)
-        and str(event["params"].get("url", "")).startswith(("http:", "https:", "ws"))
-    ]
-    assert not requested
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
 
 
-def test_the_page_is_never_wider_than_the_window(page: Path, tmp_path: Path) -> None:
-    # The browser itself measures, in a frame around an unchanged copy of the page.
-    probe = "<script>document.title='width '+document.documentElement.scrollWidth</script>"
-    copy = tmp_path / "probed.html"
-    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    for width in (500, 800, 1400):
-        assert CHROMIUM is not None
-        command = [CHROMIUM, *QUIET, f"--user-data-dir={tmp_path / f'p{width}'}", f"--window-size={width},2000"]
-        done = subprocess.run(
-            [*command, "--dump-dom", copy.as_uri()], capture_output=True, text=True, check=True, timeout=180
-        )
-        measured = int(done.stdout.split("<title>width ")[1].split("<")[0])
-        assert measured <= width
+@pytest.mark.parametrize("width", WIDTHS)
+def test_it_opens(browser: Browser, page: Path, tmp_path: Path, width: int) -> None:
+    browser.messages.clear()
+    browser.requests.clear()
+    browser.open(page.as_uri(), width)
+    browser.screenshot(tmp_path / f"{page.stem}_{width}.png")
+    assert (tmp_path / f"{page.stem}_{width}.png").stat().st_size > 50_000
+    assert browser.messages == []
+    assert [r for r in browser.requests if not r.startswith("data:")] == [page.as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert json.loads(browser.evaluate(OVERLAPS)) == []
 
 
-def test_it_prints(page: Path, tmp_path: Path) -> None:
-    target = tmp_path / "report.pdf"
-    chromium(tmp_path / "profile", "--no-pdf-header-footer", f"--print-to-pdf={target}", page.as_uri())
-    content = target.read_bytes()
+def test_no_text_lies_over_another_in_a_picture(browser: Browser, page: Path) -> None:
+    browser.open(page.as_uri(), 1400)
+    assert browser.evaluate("document.images.length") >= 5
+    assert json.loads(browser.evaluate(OVERLAPS_IN_PICTURES)) == []
+
+
+def test_it_prints(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.open(page.as_uri(), 820)
+    browser.pdf(tmp_path / "report.pdf")
+    content = (tmp_path / "report.pdf").read_bytes()
     assert content.startswith(b"%PDF")
-    assert 3 <= content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") <= 12
+    assert 3 <= content.count(b"/Type /Page\n") + content.count(b"/Type /Page ") <= 14
+
+
+def test_the_probe_finds_what_lies_over_another(browser: Browser, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<body><p style='margin:0'>first</p><p style='margin-top:-15px'>second</p><script>console.log(1)</script>"
+    )
+    browser.messages.clear()
+    browser.open(bad.as_uri(), 800)
+    assert json.loads(browser.evaluate(OVERLAPS)) == [["first", "second"]]
+    assert browser.messages
