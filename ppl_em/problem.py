@@ -17,6 +17,7 @@ from ppl_em.ir import Factor, Program
 from ppl_em.ir.verify import verify_block, verify_program
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.mstep import weighted_mle
+from ppl_em.plan.choice import Unaffordable
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.plan.rules import by_optimiser
 from ppl_em.result import FitResult
@@ -105,14 +106,24 @@ def pose(
     chosen = "svi" if guide is not None or loader is not None else kind
     given = None if weights is None else torch.as_tensor(as_tensors(weights))
 
+    limits = {"max_elements": budget / 16, "max_flops": auto.max_flops, "strict": chosen == "em"}
+    options: dict[str, Any] = {"max_bytes": budget, "max_flops": auto.max_flops, "method": chosen, "guided": guided}
+
     def planned(source: Source) -> Plan:
-        program = trace_program(source, values=own, freeze=frozen, max_elements=budget / 16, **tracing)
-        _check_values(program, own)
-        program = verify_program(program if given is None else weighted(program, given))
-        options: dict[str, Any] = {"max_bytes": budget, "method": chosen, "guided": guided}
-        plan = make_plan(program, em.engines or engines, rule_lookup, **options)
-        own_optimiser = plan.method == "em" and em.m_step_optim is not None
-        return replace(plan, updates=by_optimiser(plan.updates)) if own_optimiser else plan
+        declined: dict[str, str] = {}
+        while True:
+            program = trace_program(source, values=own, freeze=frozen, declined=declined, **limits, **tracing)
+            _check_values(program, own)
+            program = verify_program(program if given is None else weighted(program, given))
+            try:
+                plan = make_plan(program, em.engines or engines, rule_lookup, **options)
+            except Unaffordable as error:
+                if chosen == "em":
+                    raise
+                declined.update(dict.fromkeys(error.latents, str(error)))
+                continue
+            own_optimiser = plan.method == "em" and em.m_step_optim is not None
+            return replace(plan, updates=by_optimiser(plan.updates)) if own_optimiser else plan
 
     plan = planned(source)
     if plan.method == "svi" and plan.program.axes:

@@ -19,7 +19,8 @@ from ppl_em.em.e_step import e_step
 from ppl_em.errors import EngineError, message
 from ppl_em.exact.brute_force import brute_force
 from ppl_em.ir import Argument, Factor, Link, Plate, Program, Site
-from ppl_em.plan.plan import BlockPlan, Plan, make_plan
+from ppl_em.plan.choice import BlockPlan
+from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.plan.rules import RuleLookup
 from ppl_em.plan.structure import find_blocks
 from ppl_em.posterior import Posterior

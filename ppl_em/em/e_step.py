@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ppl_em.exact.engine import Expected, Weights
 from ppl_em.ir import Factor, Site
-from ppl_em.plan.plan import BlockPlan, Plan
+from ppl_em.plan.choice import BlockPlan
+from ppl_em.plan.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -59,21 +59,16 @@ def cheapest_order(
 
 def greedy_order(latents: Sequence[str], scopes: Sequence[Scope], sizes: Mapping[str, int]) -> list[str]:
     """Next always the latent whose bucket is smallest."""
-    factors: dict[int, set[str]] = {i: set(s) for i, s in enumerate(scopes)}
-    touching: dict[str, set[int]] = {z: set() for z in latents}
-    for i, scope in factors.items():
+    near: dict[str, set[str]] = {z: set() for z in latents}
+    for scope in scopes:
         for z in scope:
-            if z in touching:
-                touching[z].add(i)
-    left = dict.fromkeys(latents)
+            if z in near:
+                near[z] |= scope
     place = {z: i for i, z in enumerate(latents)}
     logs = {d: math.log(n) for d, n in sizes.items()}
 
-    def bucket(z: str) -> set[str]:
-        return set().union(*(factors[i] for i in touching[z]))
-
     def price(z: str) -> float:
-        return sum(logs.get(d, 0.0) for d in bucket(z))
+        return math.fsum(logs.get(d, 0.0) for d in near[z])
 
     heap = [(price(z), place[z], z) for z in latents]
     heapq.heapify(heap)
@@ -81,22 +76,14 @@ def greedy_order(latents: Sequence[str], scopes: Sequence[Scope], sizes: Mapping
     order = []
     while heap:
         cost, _, z = heapq.heappop(heap)
-        if z not in left or cost != current[z]:
+        if z not in near or cost != current[z]:
             continue
-        del left[z]
         order.append(z)
-        union = bucket(z) - {z}
-        for i in touching.pop(z):
-            for d in factors.pop(i):
-                if d in touching:
-                    touching[d].discard(i)
-        new = len(scopes) + len(order)
-        factors[new] = union
+        union = near.pop(z) - {z}
         for d in union:
-            if d in touching:
-                touching[d].add(new)
-        for d in union:
-            if d in left:
+            if d in near:
+                near[d] |= union
+                near[d].discard(z)
                 current[d] = price(d)
                 heapq.heappush(heap, (current[d], place[d], d))
     return order

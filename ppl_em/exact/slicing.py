@@ -86,6 +86,8 @@ def choose_slicing(block: Block, engine: Elimination, max_bytes: float, max_flop
     Data are cut first: that costs nothing. Then latents are conditioned on, always the one that saves most.
     """
     slicing = engine.slicing
+    if engine.cost(block).flops > max_flops:
+        return slicing  # no slicing makes fewer operations
 
     def bytes_of(trial: Slicing) -> float:
         return replace(engine, slicing=trial).cost(block).bytes

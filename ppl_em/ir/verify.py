@@ -83,7 +83,7 @@ def _names(program: Program) -> Iterator[str]:
 def _latents(program: Program) -> Iterator[str]:
     order = list(program.latents)
     for i, (name, latent) in enumerate(program.latents.items()):
-        if latent.kind == "discrete":
+        if latent.kind == "discrete" and name not in program.refused:
             if latent.support is None or latent.support.shape[0] < 1:
                 yield f"latent '{name}': no support"
             elif tuple(latent.support.shape[1:]) != tuple(latent.event_shape):
@@ -100,7 +100,7 @@ def _latents(program: Program) -> Iterator[str]:
 
 def _site(site: Site, sizes: Mapping[str, int], program: Program) -> Iterator[str]:
     points = {n for n, p in program.parameters.items() if p.origin == "site"}
-    points |= {n for n, z in program.latents.items() if z.kind == "continuous"}
+    points |= {n for n, z in program.latents.items() if z.kind == "continuous" or n in program.refused}
     here = f"site '{site.name}'"
     for dim in site.dims:
         if dim not in sizes:
@@ -121,7 +121,7 @@ def _site(site: Site, sizes: Mapping[str, int], program: Program) -> Iterator[st
     for name in site.parameters - set(program.parameters) - points:
         yield f"{here}: parameter '{name}' does not exist"
     if site.point is not None and site.point not in points:
-        yield f"{here}: scores the value of '{site.point}', which is neither a point estimate nor a continuous latent"
+        yield f"{here}: scores the value of '{site.point}', which is summed"
 
 
 def _factor(where: str, factor: Factor, site: Site, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ppl_em.ir.block import Block
-    from ppl_em.plan.plan import BlockPlan, Plan
+    from ppl_em.plan.choice import BlockPlan
+    from ppl_em.plan.plan import Plan
     from ppl_em.plan.structured import StructuredSite
 
 

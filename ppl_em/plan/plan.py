@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_em.errors import PlanError, message
-from ppl_em.ir import Latent, Program, Site, TimeAxis
-from ppl_em.ir.block import Block
+from ppl_em.ir import Latent, Program, Site
+from ppl_em.plan.choice import BlockPlan, Budget, choose_engine
 from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
-from ppl_em.plan.slicing import slice_block
-from ppl_em.plan.stacking import chain_order, stack_chain
 from ppl_em.plan.structure import find_blocks
 from ppl_em.plan.structured import StructuredSite, describe, structured
-from ppl_em.plan.time_axis import axis_of, stack_axis
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """How one block of latents is dealt with.
-
-    Args:
-        block: latents and factors, stacked along time where they form a chain.
-        engine: the engine object.
-        flops, bytes: predicted cost of one E-step.
-        rejected: (engine's name, reason) for each engine tried before.
-    """
-
-    block: Block
-    engine: Any
-    flops: float
-    bytes: float
-    rejected: tuple[tuple[str, str], ...] = ()
+from ppl_em.plan.time_axis import axis_of
 
 
 @dataclass(frozen=True)
@@ -212,6 +193,7 @@ def make_plan(
     lookup: RuleLookup,
     *,
     max_bytes: float,
+    max_flops: float = math.inf,
     method: str = "auto",
     guided: Collection[str] = (),
 ) -> Plan:
@@ -221,12 +203,13 @@ def make_plan(
         program: the traced program.
         engines: exact engines in order of preference.
         lookup: what the M-step registry knows of a family.
-        max_bytes: memory that an E-step may use.
+        max_bytes, max_flops: memory that an E-step may use, operations that it may cost.
         method: ``"auto"``, ``"em"`` or ``"svi"``.
         guided: latents that a guide infers.
 
     Raises:
-        PlanError: a block fits no engine within the budget, or ``"em"`` meets a latent that it cannot sum.
+        Unaffordable: a block fits no engine within the budget.
+        PlanError: ``"em"`` meets a latent that it cannot sum.
     """
     approximated, reasons = {}, {}
     points = tuple(n for n, p in program.parameters.items() if p.origin == "site")
@@ -234,14 +217,15 @@ def make_plan(
         if name in guided:
             approximated[name], reasons[name] = "guide", "the guide infers it"
         elif name in program.refused:
-            approximated[name], reasons[name] = "variational", program.refused[name]
+            approximated[name], reasons[name] = _approximation(program, latent)[0], program.refused[name]
         elif latent.kind == "continuous" and name not in points:
             approximated[name], reasons[name] = _approximation(program, latent)
     if method == "em" and approximated:
         name = next(iter(approximated))
         raise PlanError(message("exact EM cannot be had", site=name, why=reasons[name], hint='method="svi" or "auto"'))
     found, plain = find_blocks(program, guided)
-    blocks = tuple(_choose(block, engines, max_bytes, axis_of(program, block), not approximated) for block in found)
+    budget = Budget(max_bytes, max_flops)
+    blocks = tuple(choose_engine(block, engines, budget, axis_of(program, block), not approximated) for block in found)
     sites = [s for b in blocks for s in b.block.sites] + plain
     updates = choose_rules(program, sites, lookup)
     charts = tuple(describe(program, s, n, max_bytes) for s, n in _sized(program, blocks, plain) if structured(s))
@@ -261,33 +245,3 @@ def _approximation(program: Program, latent: Latent) -> tuple[str, str]:
         return "amortised", "it is continuous and local: no exact engine integrates it"
     where = "local" if latent.local else "global"
     return "variational", f"it is continuous and {where}, outside the data plates: a distribution of its own"
-
-
-def _choose(
-    block: Block, engines: Sequence[Any], max_bytes: float, axis: TimeAxis | None = None, slicing: bool = True
-) -> BlockPlan:
-    if axis is not None:
-        block = stack_axis(block, axis) or block
-    order = chain_order(block) if block.axis is None else None
-    stacked = stack_chain(block, order) if order is not None else None
-    if stacked is None and block.axis is None and slicing:
-        stacked = slice_block(block)
-    rejected: list[tuple[str, str]] = []
-    for engine in engines:
-        candidate = stacked if stacked is not None and engine.reject(block) is not None else block
-        why = engine.reject(candidate)
-        if why is None:
-            cost = engine.cost(candidate)
-            if cost.bytes <= max_bytes:
-                return BlockPlan(candidate, engine, cost.flops, cost.bytes, tuple(rejected))
-            why = f"it would need {cost.bytes:.1e} bytes, the budget is {max_bytes:.1e}"
-        rejected.append((engine.name, why))
-    reasons = "; ".join(f"{name}: {why}" for name, why in rejected)
-    raise PlanError(
-        message(
-            "no exact engine can sum these latents within the budget",
-            site=", ".join(block.names[:5]) + (" …" if len(block.names) > 5 else ""),
-            why=reasons,
-            hint='method="svi", fewer states, or a larger budget with Auto(memory_bytes=...)',
-        )
-    )

@@ -57,8 +57,12 @@ class AutomaticGuide(PyroModule):
             self.columns = columns_of(program, records, source)
             self.reader = Reader(source.model, self.columns)
             example = self.reader(source.args, source.kwargs, own, source.batch)
-            sampled = [n for n, z in program.latents.items() if z.kind == "continuous" and n not in program.parameters]
-            self.groups = group_latents(sampled, records, draws, covariance)
+            sampled = [
+                n
+                for n, z in program.latents.items()
+                if (z.kind == "continuous" and n not in program.parameters) or n in program.refused
+            ]
+            self.groups = group_latents(sampled, records, draws, covariance, program.refused)
             self.sizes = {n: p.size for n, p in program.plates.items()}
             self.full_sizes = {n: p.full_size for n, p in program.plates.items()}
             self.declared = declared
@@ -91,7 +95,8 @@ class AutomaticGuide(PyroModule):
     def _parents(self, index: int) -> list[Group]:
         """Groups of plates around this group's."""
         mine = set(self.groups[index].names)
-        return [g for g in self.groups[:index] if g.names and set(g.names) < mine]
+        continuous = [g for g in self.groups[:index] if any(hasattr(m.family, "size") for m in g.members)]
+        return [g for g in continuous if g.names and set(g.names) < mine]
 
     def draw(
         self,
@@ -205,7 +210,8 @@ def _spread(parent: Group, group: Group, values: Mapping[str, Tensor]) -> Tensor
 
 
 def _dtype(draws: Mapping[str, Tensor], group: Group) -> torch.dtype:
-    return draws[group.members[0].name].dtype
+    dtype = draws[group.members[0].name].dtype
+    return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
 
 def _prior_draws(
@@ -221,7 +227,8 @@ def _prior_draws(
     )
     draws = {}
     for name, record in run.records.items():
-        if record.role == "latent" and program.latents[name].kind == "continuous" and name not in start:
+        drawn = record.role == "latent" and (program.latents[name].kind == "continuous" or name in program.refused)
+        if drawn and name not in start:
             count = max(1, PRIOR_DRAWS // max(1, record.value.numel() // 1000 + 1))
             draws[name] = record.fn.sample((count,))
     return run.records, draws, {} if source.batch else run.declared

@@ -73,11 +73,11 @@ class Bound:
         self.program = plan.program
         self.runner = self.program.runner
         self.plate = self.program.data_plate
-        self.guided = {n for n in plan.approximated if self.program.latents[n].kind == "discrete"}
+        discrete = {n for n, z in self.program.latents.items() if z.kind == "discrete" and z.support is not None}
+        #: Discrete latents of which a guide runs through all values.
+        self.guided = {n for n in plan.approximated if n in discrete}
         self.enumerated = {
-            n: self.runner.layout.enumerated(n, z.support)
-            for n, z in self.program.latents.items()
-            if z.kind == "discrete" and z.support is not None
+            n: self.runner.layout.enumerated(n, z.support) for n, z in self.program.latents.items() if n in discrete
         }
         self.naming = Naming(plan, self.guided)
         self.simple = not self.enumerated
@@ -188,7 +188,7 @@ class Bound:
                 terms.append((site.name, self.total(site, batch, site.log_prob())))
         for q in draws:
             if q.name not in closed:
-                terms.append((q.name, self.total(_home(q, sites), batch, -q.log_prob())))
+                terms.append((q.name, self.total(home_of(q, sites), batch, -q.log_prob())))
         return terms
 
     # by name -------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Bound:
         log_q = {}
         for name, q in drawn.items():
             if name not in closed:
-                home = _home(q, sites)
+                home = home_of(q, sites)
                 density = q.log_prob()
                 if name in self.guided:
                     log_q[name] = self.naming.factor(home, density, masked=False)
@@ -242,11 +242,16 @@ class Bound:
             return terms
         return [NamedTerm(t.name, self.naming.expectation(t.factor, log_q, t.name), t.site) for t in terms]
 
-    def _scaled(self, term: NamedTerm, batch: Batch) -> Tensor:
+    def scaled(self, term: NamedTerm, batch: Batch) -> Factor:
+        """A summand by plates with what it counts."""
         scale = self.scale(term.site, batch)
-        if isinstance(scale, Tensor):
-            return (term.factor * self.naming.scale(term.site, scale)).tensor.sum()
-        return term.factor.tensor.sum() * scale
+        by = (
+            self.naming.scale(term.site, scale) if isinstance(scale, Tensor) else Factor(torch.tensor(float(scale)), ())
+        )
+        return term.factor * by
+
+    def _scaled(self, term: NamedTerm, batch: Batch) -> Tensor:
+        return self.scaled(term, batch).tensor.sum()
 
     def data_scale(self, batch: Batch) -> Tensor:
         """What each datum of a batch counts, (size,) or a scalar; the program's own subsampling included."""
@@ -304,7 +309,7 @@ def plate_sizes(sites: Iterable[Scored]) -> dict[str, int]:
     return {f.name: f.size for s in sites for f in s.frames if f.dim is not None}
 
 
-def _home(q: Scored, sites: Mapping[str, Scored]) -> Scored:
+def home_of(q: Scored, sites: Mapping[str, Scored]) -> Scored:
     """The model's site of a guide's draw: its scale and mask are the draw's."""
     beside = q.infer.get("with")
     if beside is None and q.name not in sites:

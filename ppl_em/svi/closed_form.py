@@ -185,6 +185,8 @@ def _obstacle(plan: Plan, update: Update) -> str | None:
     """Why an update has no closed form beside gradient steps; None if it has."""
     if update.rule in ("gradient", "frozen"):
         return update.why
+    if plan.program.refused:  # a share of drawn values that has reached zero would never leave it
+        return f"{', '.join(update.parameters)}: discrete latents are drawn, not summed"
     if update.by != "family":
         return f"{', '.join(update.parameters)}: {update.rule} needs all data at once"
     sites = [s for s in plan.sites() if s.name in update.sites]

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_em.errors import ModelError, message
+from ppl_em.svi.discrete import Table
 from ppl_em.svi.families import Family, PushforwardNormal, family_for, is_identity, softplus_scale
 from ppl_em.trace.run import Record
 
 #: Input at which `softplus_scale` is 0.1.
-NARROW = -2.7935
+NARROW = -2.6342
 #: Draws a value: site name, distribution, the same with its parameters held (None: not wanted), and for an auxiliary
 #: variable the latent whose plates it shares.
 Sample = Callable[[str, Any, Any, str | None], Tensor]
@@ -119,7 +120,8 @@ class Group:
         for member in self.members:
             mine = inputs[..., at : at + member.family.num_inputs]
             at += member.family.num_inputs
-            twin = member.family(mine.detach()) if held else None
+            held_here = held or isinstance(member.family, Table)  # draws without derivatives enter by the score
+            twin = member.family(mine.detach()) if held_here else None
             values[member.name] = sample(member.name, member.family(mine), twin, None)
         return values
 
@@ -196,7 +198,11 @@ def _carried(member: Member, family: PushforwardNormal, piece: Tensor) -> Any:
 
 
 def group_latents(
-    names: Sequence[str], records: Mapping[str, Record], draws: Mapping[str, Tensor], covariance: str
+    names: Sequence[str],
+    records: Mapping[str, Record],
+    draws: Mapping[str, Tensor],
+    covariance: str,
+    discrete: Mapping[str, str] | None = None,
 ) -> list[Group]:
     """Latents grouped by their plates, those of fewer plates first.
 
@@ -205,21 +211,24 @@ def group_latents(
         records: their sites in a run.
         draws: (n, *shape of the site's value) draws from their priors.
         covariance: ``"diagonal"`` or ``"full"``.
+        discrete: discrete ones among the latents, and why they are not summed; they are grouped by themselves.
 
     Raises:
         ModelError: a batch dimension between plates that is no plate.
     """
-    found: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    unsummed = discrete or {}
+    found: dict[tuple[tuple[tuple[str, int], ...], bool], list[str]] = {}
     for name in names:
         frames = records[name].frames
         plates = tuple((n, d) for d, n in sorted((f.dim, f.name) for f in frames if f.dim is not None))
-        found.setdefault(plates, []).append(name)
+        found.setdefault((plates, name in unsummed), []).append(name)
     groups = []
-    for plates, mine in sorted(found.items(), key=lambda item: len(item[0])):
+    for (plates, _), mine in sorted(found.items(), key=lambda item: (len(item[0][0]), item[0][1])):
         inner = [_inner(records[n], plates) for n in mine]
         plain = bool(plates) and all(i.numel() == 1 for i in inner)
         members = tuple(
-            _member(records[n], draws[n], torch.Size() if plain else i) for n, i in zip(mine, inner, strict=True)
+            _member(records[n], draws[n], torch.Size() if plain else i, unsummed.get(n))
+            for n, i in zip(mine, inner, strict=True)
         )
         joint = covariance == "full" and all(isinstance(m.family, PushforwardNormal) for m in members)
         groups.append(Group(plates, members, joint, len(inner[0]) if plain else 0))
@@ -245,8 +254,10 @@ def _inner(record: Record, plates: tuple[tuple[str, int], ...]) -> torch.Size:
     return torch.Size(fn.batch_shape[rank + right + 1 :])
 
 
-def _member(record: Record, draws: Tensor, inner: torch.Size) -> Member:
+def _member(record: Record, draws: Tensor, inner: torch.Size, unsummed: str | None = None) -> Member:
     shape = inner + record.fn.event_shape
+    if unsummed is not None:
+        return Member(record.name, shape, record.fn.event_dim, Table(record, shape, unsummed))
     support = record.fn.support
     if inner:
         support = constraints.independent(support, len(inner))

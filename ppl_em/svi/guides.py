@@ -14,6 +14,7 @@ from ppl_em.ir import Parameter
 from ppl_em.svi.automatic import LABEL, AutomaticGuide
 from ppl_em.svi.batch import Batch
 from ppl_em.svi.score import Scored
+from ppl_em.trace.classify import is_discrete
 
 
 class GuideRun(Protocol):
@@ -65,6 +66,8 @@ class AutomaticRun:
                 value = fn.v
             elif fn.has_rsample:
                 value = fn.rsample()
+            elif is_discrete(fn):  # its gradient comes by the score
+                value = fn.sample()
             else:
                 raise ModelError(
                     message("the variational family cannot be reparameterised", site=name, value=type(fn).__name__)

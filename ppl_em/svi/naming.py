@@ -12,7 +12,8 @@ from ppl_em.errors import PlanError, message
 from ppl_em.exact.engine import BlockPosterior
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
-from ppl_em.plan.plan import BlockPlan, Plan
+from ppl_em.plan.choice import BlockPlan
+from ppl_em.plan.plan import Plan
 from ppl_em.svi.score import Scored
 
 

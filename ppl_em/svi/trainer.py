@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.errors import PlanError, message
 from ppl_em.methods import SVI
 from ppl_em.plan.plan import Plan
 from ppl_em.svi.batch import Batch
@@ -17,6 +18,7 @@ from ppl_em.svi.batches import empty_loader
 from ppl_em.svi.bound import Bound, Terms
 from ppl_em.svi.closed_form import Averaged, expected_weights
 from ppl_em.svi.guides import GuideRun
+from ppl_em.svi.score_function import SCORE_PARTICLES, score_function_bound, without_derivative
 from ppl_em.svi.variables import Variables
 
 
@@ -55,6 +57,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.bound = Bound(self.plan, self.model, self.guide.mean_field)
         self.bound.watched = bool(self.closed)
+        self._scores: bool | None = None
         make: Callable[[list[Tensor]], torch.optim.Optimizer] | None = self.settings.optim
         trained = self.variables.trained
         self.optimiser = (make or self._adam)(trained) if trained else None
@@ -88,7 +91,8 @@ class Trainer:
         if not math.isfinite(value):
             raise NonFinite(first_non_finite(terms))
         if self.optimiser is not None:
-            self.optimiser.zero_grad()
+            for tensor in self.trained:
+                tensor.grad = None
             (-objective).backward()
             self.optimiser.step()
         if self.closed:
@@ -124,12 +128,24 @@ class Trainer:
         """Differentiable estimate of the objective on all data, with its summands."""
         parameters = self.variables.constrained()
         if self.settings.loss == "iwae" and num_particles > 1:
+            if self._needs_scores(batch, parameters):
+                why = "the guide draws latents whose values have no derivative"
+                raise PlanError(message('loss="iwae" cannot be had', why=why, hint='loss="elbo"'))
             return self._importance_weighted(batch, parameters, num_particles)
+        if torch.is_grad_enabled() and self._needs_scores(batch, parameters):
+            draws = num_particles if num_particles > 1 else SCORE_PARTICLES
+            return score_function_bound(self.bound, self.guide, batch, parameters, draws)
         terms: Terms = []
         for _ in range(num_particles):
             terms += self.bound.terms(batch, parameters, self.guide.draw(batch, parameters))
         total = sum_terms(terms)
         return (total if num_particles == 1 else total / num_particles), terms
+
+    def _needs_scores(self, batch: Batch, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether the guide draws latents whose values have no derivative in its parameters."""
+        if self._scores is None:
+            self._scores = bool(without_derivative(self.guide.draw(batch, parameters), self.bound.guided))
+        return self._scores
 
     def _importance_weighted(
         self, batch: Batch, parameters: Mapping[str, Tensor], num_particles: int

@@ -186,13 +186,15 @@ def _check_names(names: Sequence[str], program: Program) -> None:
                 message("the guide draws a site that the model does not have", site=name, hint=f"one of {known}")
             )
     for name, latent in program.latents.items():
-        if name in names or latent.kind == "discrete" or name in program.parameters:
+        if name in names or (latent.kind == "discrete" and name not in program.refused) or name in program.parameters:
             continue
         raise ModelError(
             message(
                 "the guide leaves out a latent of the model",
                 site=name,
-                why="it is continuous and local, so that it can be neither summed nor estimated as a point",
+                why=program.refused.get(
+                    name, "it is continuous and local, so that it can be neither summed nor estimated as a point"
+                ),
                 hint=f'pyro.sample("{name}", ...) in the guide, or no guide at all',
             )
         )

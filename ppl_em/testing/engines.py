@@ -15,7 +15,8 @@ from ppl_em.fitting import ENGINES, explain
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
 from ppl_em.methods import EM
-from ppl_em.plan.plan import BlockPlan, Plan
+from ppl_em.plan.choice import BlockPlan
+from ppl_em.plan.plan import Plan
 from ppl_em.plan.structure import find_blocks
 from ppl_em.testing.generator import random_program
 

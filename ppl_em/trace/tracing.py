@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from ppl_em.trace.enumeration import Enumeration
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.observe import check_observations
-from ppl_em.trace.refusals import Refusals, refuse_large, refuse_wide
+from ppl_em.trace.refusals import Refusals, refuse_costly, refuse_large, refuse_wide
 from ppl_em.trace.run import Record, Run
 from ppl_em.trace.survey import Survey
 from ppl_em.trace.time_axis import USED
@@ -55,6 +56,8 @@ def trace_program(
     variational: frozenset[str] = frozenset(),
     coupled: Mapping[str, tuple[str, ...]] | None = None,
     strict: bool = True,
+    max_flops: float = math.inf,
+    declined: Mapping[str, str] | None = None,
 ) -> Program:
     """Trace a program.
 
@@ -67,6 +70,8 @@ def trace_program(
         variational: global continuous latents that get a distribution in place of a point estimate.
         coupled: discrete latents on which a guide's draw of a continuous latent depends, by continuous latent.
         strict: a discrete latent that cannot be summed is an error; else it is left to another method, with the reason.
+        max_flops: operations that summing one connected group of latents may cost.
+        declined: discrete latents that are left to another method, with the reason.
 
     Raises:
         ModelError: the program cannot be read.
@@ -74,7 +79,17 @@ def trace_program(
         PlanError: a latent cannot be summed, or enumeration would exceed the budget.
     """
     used = USED[0]
-    request = Request(dict(values or {}), freeze, max_elements, witness, variational, dict(coupled or {}), strict)
+    request = Request(
+        dict(values or {}),
+        freeze,
+        max_elements,
+        witness,
+        variational,
+        dict(coupled or {}),
+        strict,
+        max_flops,
+        dict(declined or {}),
+    )
     try:
         return _trace(source, request)
     except Exception:
@@ -95,6 +110,8 @@ class Request:
     variational: frozenset[str]
     coupled: dict[str, tuple[str, ...]]
     strict: bool
+    max_flops: float
+    declined: dict[str, str]
 
 
 def _trace(source: Source, request: Request) -> Program:
@@ -110,6 +127,7 @@ def _trace(source: Source, request: Request) -> Program:
 def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
     latents, impossible = classify(survey.records, way.bounds, way.folded, survey.optional)
     refusals = Refusals(request.strict)
+    refusals.reasons.update({z: why for z, why in request.declined.items() if z in latents})
     for name, error in impossible.items():
         refusals.add([name], error)
     by_path = survey.steering({z: v for z, v in latents.items() if z not in impossible}) | way.by_path
@@ -121,6 +139,9 @@ def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
     parameters = _parameters(survey, points, request.values, request.freeze)
     scopes = survey.scopes(_summed(latents, refusals), by_path, request.coupled)
     refuse_large(survey.records, scopes, _summed(latents, refusals), request.max_elements, refusals)
+    summed = _summed(latents, refusals)
+    scopes = {n: tuple(z for z in s if z in summed) for n, s in scopes.items()}
+    refuse_costly(scopes, summed, request.max_flops, refusals)
     summed = _summed(latents, refusals)
     scopes = {n: tuple(z for z in s if z in summed) for n, s in scopes.items()}
     layout = refuse_wide(survey.records, scopes, summed, way.folded, refusals)
