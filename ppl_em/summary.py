@@ -13,8 +13,8 @@ from ppl_em.errors import PplEmError
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
 
-#: Parameters of more elements (weights of networks) are one row with their size and norm.
-LARGE = 200
+#: Parameters of more elements are one row with their size and norm; so are weights of networks that took gradient steps.
+LARGE, LARGE_WEIGHTS = 200, 10
 
 
 def summary(result: FitResult, level: float = 0.95) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def summary(result: FitResult, level: float = 0.95) -> pd.DataFrame:
     rows, index = [], []
     for name, value in {**result.params, **result.point_estimates}.items():
         rule = _rule(result, name)
-        if value.numel() > LARGE:
+        if value.numel() > (LARGE_WEIGHTS if rule == "gradient" and "$$$" in name else LARGE):
             index.append(f"{name}{list(value.shape)}")
             rows.append({"estimate": float(torch.linalg.vector_norm(value)), "rule": f"{rule} (Euclidean norm)"})
             continue

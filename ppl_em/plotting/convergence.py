@@ -17,9 +17,10 @@ def history(result: FitResult, ax: Any) -> None:
     values = result.history.numpy()
     ax.plot(values, color=COLOURS[0], marker="." if len(values) < 40 else "", linewidth=1.2)
     ax.set_xlabel("step")
-    ax.set_ylabel(f"{result.objective_name.replace('_', '-')} (nats)")
+    name = "ELBO" if result.objective_name == "elbo" else result.objective_name.replace("_", "-")
+    ax.set_ylabel(f"{name} (nats)")
     ended = result.status.name.lower().replace("_", " ")
-    ax.set_title(f"{result.objective:.3f} nats after {result.num_steps} steps: {ended}")
+    ax.set_title(f"{result.objective:.3f} nats after {result.num_steps} steps: {ended}".replace("-", "−", 1))
 
 
 def restarts(result: FitResult, ax: Any) -> None:
@@ -37,6 +38,7 @@ def restarts(result: FitResult, ax: Any) -> None:
     else:
         ax.set_ylim(-1e-3, 1e-2)
     ax.set_xlabel("start, best first")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_ylabel("nats below the best")
     if dropped.any():
         ax.legend()

@@ -52,7 +52,8 @@ def data(result: FitResult, ax: Any, columns: tuple[int, int] = (0, 1)) -> None:
                 va="center",
                 weight="bold",
                 color=colour(k),
-                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.0},
+                zorder=5,
+                bbox={"facecolor": "white", "alpha": 0.9, "edgecolor": "none", "pad": 1.0},
             )
     ax.set_xlabel(names[first])
     ax.set_ylabel(names[second])

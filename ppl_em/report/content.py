@@ -50,7 +50,7 @@ def collect(result: FitResult, checks: Sequence[Callable[[Any], Any]] | None, ti
     """
     diagnosis = result.diagnose(checks)
     live = isinstance(result.plan, Plan)
-    name = getattr(result._model, "__name__", type(result._model).__name__)
+    name = _name(result._model)
     values: dict[str, Any] = {
         "title": title or f"Fit of {name}",
         "verdict": _verdict(diagnosis),
@@ -69,6 +69,13 @@ def collect(result: FitResult, checks: Sequence[Callable[[Any], Any]] | None, ti
     }
     pictures = figures(result) if live else {}
     return Content(values, pictures, _sections(values, pictures))
+
+
+def _name(model: Any) -> str:
+    """What a program is called; the file that it stands in where its own name says nothing."""
+    name = getattr(model, "__name__", type(model).__name__)
+    module = (getattr(model, "__module__", "") or "").rpartition(".")[2]
+    return module if name == "model" and module not in ("", "__main__") else name
 
 
 def _sections(values: dict[str, Any], pictures: dict[str, list[Figure]]) -> tuple[tuple[str, str], ...]:
