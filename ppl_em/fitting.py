@@ -10,6 +10,7 @@ import torch
 
 from ppl_em.em.loop import Machine, State, run_em
 from ppl_em.em.restarts import Outcome, Runs, make_starts
+from ppl_em.em.runaway import warn_of_runaways
 from ppl_em.em.structured import refuse_impossible
 from ppl_em.em.updates import Parameters
 from ppl_em.errors import NotAvailableYet, PlanError, message
@@ -169,6 +170,7 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
         runs = Runs(machine, _observer(bar, problem.em.callback))
         best = runs.run(starts, screen=restarts is None)
         machine.plan.program.leaves(best.state.parameters)  # modules hold the returned values
+        warn_of_runaways(machine, best.state)
     outcomes = tuple(_restart(runs.outcomes[i]) for i in sorted(runs.outcomes))
     return FitResult.from_em(replace(problem, plan=machine.plan), best.state, list(best.history), outcomes, coords)
 

@@ -116,11 +116,10 @@ class TransformedOf(Compound):
 
     chain: ClassVar[tuple[type[Transform], ...]] = ()
 
-    def transforms(self) -> list[Transform]:
+    def transforms(self) -> list[Any]:
         """The transforms with their arguments."""
-        return [
-            kind(*(self.arguments[f"transform{i}_{n}"] for n in TRANSFORMS[kind])) for i, kind in enumerate(self.chain)
-        ]
+        kinds: tuple[Any, ...] = self.chain
+        return [kind(*(self.arguments[f"transform{i}_{n}"] for n in TRANSFORMS[kind])) for i, kind in enumerate(kinds)]
 
     def preimage(self, value: Tensor) -> Tensor:
         """What the transforms map to the value."""

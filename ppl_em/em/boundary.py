@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_em.mstep.constraint import is_ordered
+
 #: Supports that every weighted maximum lies in, up to its own limits (singular covariances are judged elsewhere).
 _ALWAYS_MET = (constraints.simplex, constraints.positive_definite, constraints.lower_cholesky)
+
+#: Neighbours of an ordered vector that are this near, relative to the largest, are equal to rounding.
+EQUAL = 1e-12
 
 
 def outside(constraint: Any, value: Tensor) -> bool:
@@ -73,6 +78,8 @@ def inside(constraint: Any, value: Tensor) -> Tensor:
     """
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
+    if is_ordered(constraint):
+        return _increasing(value)
     strict = isinstance(constraint, constraints.greater_than) and not isinstance(
         constraint, constraints.greater_than_eq
     )
@@ -82,3 +89,15 @@ def inside(constraint: Any, value: Tensor) -> Tensor:
     smallest = torch.finfo(value.dtype).tiny
     above = torch.maximum(torch.nextafter(bound, bound.new_tensor(torch.inf)), bound + smallest)
     return torch.where(value == bound, above, value)
+
+
+def _increasing(value: Tensor) -> Tensor:
+    """Rows (…, K) whose neighbours came to be equal by rounding, each moved to the next number."""
+    gap = value[..., 1:] - value[..., :-1]
+    if bool((gap > 0).all()) or bool((gap < -EQUAL * value.abs().amax()).any()):
+        return value
+    columns = list(value.unbind(-1))
+    for i in range(1, len(columns)):
+        above = torch.nextafter(columns[i - 1], torch.full_like(columns[i - 1], torch.inf))
+        columns[i] = torch.maximum(columns[i], above)
+    return torch.stack(columns, -1)

@@ -14,6 +14,7 @@ from ppl_em.distributions.compound import TRANSFORMS, Compound, MaskedPair, Mixt
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.constraint import constraint_of
 from ppl_em.mstep.inner import newton_rule
+from ppl_em.mstep.part import Part, flattened
 from ppl_em.mstep.registry import Exactness, Rule, weighted_mle
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
 
@@ -21,6 +22,12 @@ SWEEPS = 200
 """Inner EM steps at most."""
 NEAR = 1e-9
 """Gain of an inner EM step, relative to the log-likelihood, below which Newton's method takes over."""
+COLLAPSE = 1e-9
+"""Part of its old value below which a scale has collapsed."""
+POLISH = 20
+"""Newton steps at most: near a maximum they converge quadratically."""
+MIXED = 0.01
+"""Share of a datum that each other component gets where components are set apart."""
 EQUAL = 1e-14
 """Gain below which inner EM ends where Newton's method does not apply."""
 
@@ -37,7 +44,7 @@ def transformed(family: type[TransformedOf]) -> Rule | None:
         moving = [n for n in held if n in sample.args and sample.free(n)]
         if moving:
             raise NoClosedForm(f"the transform's own argument '{moving[0]}' is estimated")
-        inner = _Part(sample, family, "base", shape=())
+        inner = Part(sample, family, "base", shape=())
         blocks = []
         for block in inner.blocks:
             arguments = {n: sample.rows(n)[inner.source[block.rows]] for n in held}
@@ -59,7 +66,7 @@ def masked_pair(family: type[MaskedPair]) -> Rule | None:
 
     def fit(sample: WeightedSample) -> None:
         for side, name in enumerate(("component0", "component1")):
-            inner = _Part(sample, family, name, shape=())
+            inner = Part(sample, family, name, shape=())
             mask = (sample.rows("mask")[inner.source] > 0) == bool(side)
             blocks = [Block(b.weights * _by_row(mask[b.rows], b), b.values, b.rows) for b in inner.blocks]
             inner.fit(known[name], blocks)
@@ -78,31 +85,68 @@ def mixture(family: type[MixtureOf]) -> Rule | None:
     known = _rules(family)
     if known is None:
         return None
-    newton = newton_rule(family, _ceilings(known))
+    newton = newton_rule(family, _ceilings(known), POLISH)
 
     def fit(sample: WeightedSample) -> None:
-        smooth = _smooth(sample, family)
-        last = float(sample.log_likelihood(family))
-        for _ in range(SWEEPS):
-            _sweep(sample, family, known)
-            value = float(sample.log_likelihood(family))
-            if value - last <= (NEAR if smooth else EQUAL) * (1 + abs(value)):
-                break
-            last = value
-        if smooth:
-            _polish(sample, family, newton)
+        if _alike(sample):  # a saddle, where EM would stay
+            before = float(sample.log_likelihood(family))
+            trial = _continued(sample)
+            _sweep(trial, family, known, apart=True)
+            _climb(trial, family, known, newton)
+            if float(trial.log_likelihood(family)) > before:
+                sample.proposals.update(trial.proposals)
+                return
+        _climb(sample, family, known, newton)
 
     return _rule(family, fit, ["newton"], _ceilings(known))
 
 
-def _sweep(sample: WeightedSample, family: type[MixtureOf], known: Mapping[str, Rule]) -> None:
-    """One step of EM over the hidden component."""
+def _climb(
+    sample: WeightedSample, family: type[MixtureOf], known: Mapping[str, Rule], newton: Callable[[WeightedSample], None]
+) -> None:
+    """Inner EM until it gains little, then Newton's method where coordinates admit it."""
+    smooth = _smooth(sample, family)
+    last = float(sample.log_likelihood(family))
+    for _ in range(SWEEPS):
+        _sweep(sample, family, known)
+        value = float(sample.log_likelihood(family))
+        if value - last <= (NEAR if smooth else EQUAL) * (1 + abs(value)):
+            break
+        last = value
+    if smooth and not _collapsed(sample, family):
+        _polish(sample, family, newton)
+
+
+def _collapsed(sample: WeightedSample, family: type[MixtureOf]) -> bool:
+    """Whether a scale has shrunk beyond all bounds: the likelihood has no maximum there."""
+    positive = [n for n in sample.args if constraint_of(family, n) is constraints.positive]
+    return any(bool((sample.rows(n) < COLLAPSE * sample.args[n].value.abs().max()).any()) for n in positive)
+
+
+def _alike(sample: WeightedSample) -> bool:
+    """Whether all components are the same: EM cannot tell them apart and stays at that saddle."""
+    values = [sample.rows(n) for n in sample.args if n.startswith("component_")]
+    return all(bool(torch.isclose(v, v[:, :1], rtol=1e-9, atol=1e-12).all()) for v in values)
+
+
+def _continued(sample: WeightedSample) -> WeightedSample:
+    """The same data at the newest proposals."""
+    arguments = {n: Argument(sample.rows(n), a.cells, a.pattern) for n, a in sample.args.items()}
+    return WeightedSample(arguments, sample.blocks, sample.num_rows, sample.event_dim)
+
+
+def _sweep(sample: WeightedSample, family: type[MixtureOf], known: Mapping[str, Rule], apart: bool = False) -> None:
+    """One step of EM over the hidden component.
+
+    Args:
+        apart: take memberships from the order of the data, not from the posterior.
+    """
     size = max(sample.args[n].value.shape[1] for n in sample.args)
-    inner = _Part(sample, family, "component", shape=(size,))
+    inner = Part(sample, family, "component", shape=(size,))
     blocks, counts = [], []
     for outer, block in zip(sample.blocks, inner.blocks, strict=True):
-        flat = _flattened(outer, sample.event_dim)
-        shares = _shares(sample, family, flat)
+        flat = flattened(outer, sample.event_dim)
+        shares = _in_order(flat, size, sample.event_dim) if apart else _shares(sample, family, flat)
         weights = flat.weights[:, None].double() * shares
         counts.append(Block(weights.sum(-1), torch.arange(size, device=weights.device), flat.rows))
         blocks.append(Block(weights.flatten(0, 1), block.values, block.rows))
@@ -131,10 +175,22 @@ def _shares(sample: WeightedSample, family: type[MixtureOf], block: Block) -> Te
     return torch.where(block.weights[:, None] > 0, shares, 0.0)
 
 
+def _in_order(block: Block, size: int, event_dim: int) -> Tensor:
+    """Memberships (R_b, K, I) by the order of the data along their longest axis, equally many to each component."""
+    values = torch.nan_to_num(block.values.double())
+    values = values if block.per_row(event_dim) else values[None]
+    flat = values.reshape(*values.shape[:2], -1)
+    flat = flat - flat.mean(1, keepdim=True)
+    axis = torch.linalg.eigh(flat.mT @ flat)[1][..., -1:]
+    rank = (flat @ axis)[..., 0].argsort(-1).argsort(-1)
+    label = (rank * size) // rank.shape[-1]
+    hot = torch.nn.functional.one_hot(label, size).double().mT
+    return (MIXED + (1 - size * MIXED) * hot).expand(len(block.rows), size, -1)
+
+
 def _polish(sample: WeightedSample, family: type[MixtureOf], newton: Callable[[WeightedSample], None]) -> None:
     """Newton's method from the current proposals; they stay where it does not gain."""
-    arguments = {n: Argument(sample.rows(n), a.cells, a.pattern) for n, a in sample.args.items()}
-    trial = WeightedSample(arguments, sample.blocks, sample.num_rows, sample.event_dim)
+    trial = _continued(sample)
     try:
         newton(trial)
     except (NoClosedForm, ValueError):
@@ -160,95 +216,6 @@ def _smooth(sample: WeightedSample, family: type[MixtureOf]) -> bool:
         if getattr(constraint, "event_dim", 0) > 0 and constraint not in (constraints.simplex, constraints.real_vector):
             return False
     return True
-
-
-class _Part:
-    """The arguments and the data of one part, as a weighted sample of its own.
-
-    Args:
-        sample: of the whole.
-        family: of the whole.
-        name: prefix of the part's arguments.
-        shape: dimensions that its arguments have besides those of the whole (components).
-    """
-
-    def __init__(self, sample: WeightedSample, family: type[Compound], name: str, shape: tuple[int, ...]) -> None:
-        self.sample = sample
-        self.event_dim = sample.event_dim - family.reinterpreted
-        self.names = {n.removeprefix(f"{name}_"): n for n in sample.args if n.startswith(f"{name}_")}
-        values = sample.blocks[0].values
-        events = values.shape[values.dim() - sample.event_dim :]
-        self.shape = (*shape, *events[: family.reinterpreted])
-        index = torch.arange(sample.num_rows * torch.Size(self.shape).numel(), device=values.device)
-        index = index.reshape(sample.num_rows, *self.shape)
-        self.num_rows = index.numel()
-        self.source = torch.arange(sample.num_rows, device=values.device).repeat_interleave(
-            torch.Size(self.shape).numel()
-        )
-        flat = [_flattened(b, sample.event_dim) for b in sample.blocks]
-        copies = shape[0] if shape else 1
-        self.blocks = [
-            Block(
-                b.weights.repeat_interleave(copies, 0) if copies > 1 else b.weights,
-                b.values.repeat_interleave(copies, 0) if copies > 1 and b.per_row(sample.event_dim) else b.values,
-                index[b.rows].reshape(len(b.rows) * copies, *self.shape[len(shape) :]),
-            )
-            for b in flat
-        ]
-        self.groups: dict[str, Tensor] = {}
-        self.arguments = {n: self._argument(n, full) for n, full in self.names.items()}
-
-    def _argument(self, name: str, full: str) -> Argument:
-        """One argument by the part's rows; elements of one parameter element are tied."""
-        value = self._wide(self.sample.rows(full))
-        if not self.sample.free(full):
-            return Argument(value)
-        ties = self.sample.ties(full)
-        groups = self._wide(ties.groups[ties.cells])
-        self.groups[name] = groups
-        flat = groups.reshape(len(groups), -1)
-        # Rows with a fixed element keep it: each is a cell of its own.
-        alone = torch.arange(len(flat), device=flat.device)[:, None]
-        key = torch.cat([flat, torch.where((flat < 0).any(1, keepdim=True), alone, -1)], 1)
-        _, cells = torch.unique(key, dim=0, return_inverse=True)
-        first = torch.zeros(int(cells.max()) + 1, dtype=torch.long, device=cells.device)
-        first[cells.flip(0)] = torch.arange(len(cells), device=cells.device).flip(0)
-        pattern = groups[first]
-        distinct = pattern.unique().numel() == pattern.numel() and bool((pattern >= 0).all())
-        return Argument(value, cells, None if distinct else pattern)
-
-    def _wide(self, by_row: Tensor) -> Tensor:
-        """(R, components or 1, …) to (rows of the part, *argument event)."""
-        tail = by_row.shape[1 + len(self.shape) :]
-        return by_row.expand(len(by_row), *self.shape, *tail).reshape(self.num_rows, *tail)
-
-    def fit(self, rule: Rule, blocks: Sequence[Block]) -> None:
-        """Let the part's rule propose, and hand its proposals to the whole."""
-        inner = WeightedSample(self.arguments, tuple(blocks), self.num_rows, self.event_dim)
-        rule(inner)
-        for name in inner.proposals:
-            full, groups = self.names[name], self.groups[name]
-            elements = self.sample.ties(full).gather(self.sample.cell_values(full))
-            values, known = inner.rows(name), groups >= 0
-            elements[groups[known]] = values[known]
-            self.sample.propose_elements(full, elements)
-
-
-def _flattened(block: Block, event_dim: int) -> Block:
-    """The block with dimensions that share weights as rows of their own."""
-    extra = block.extra
-    if not extra:
-        return block
-    size = extra.numel()
-    weights = block.weights.repeat_interleave(size, 0)
-    values = (
-        block.values
-        if block.per_row(event_dim)
-        else block.values.unsqueeze(0).expand(len(block.rows), *block.values.shape)
-    )
-    event = values.shape[values.dim() - event_dim :]
-    values = values.reshape(*values.shape[:2], size, *event).transpose(1, 2).reshape(len(weights), -1, *event)
-    return Block(weights, values, block.rows.reshape(-1))
 
 
 def _by_row(mask: Tensor, block: Block) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
@@ -33,6 +34,11 @@ def constraint_of(family: Any, name: str) -> Any:
     while hasattr(constraint, "base_constraint"):
         constraint = constraint.base_constraint
     return constraint
+
+
+def is_ordered(constraint: Any) -> bool:
+    """Whether a constraint is that of strictly increasing vectors."""
+    return constraint is dist.constraints.ordered_vector
 
 
 def bounds(constraint: Any) -> tuple[float, float]:

@@ -26,6 +26,7 @@ def maximise(
     names: Sequence[str],
     objective: RowObjective,
     ceilings: Mapping[str, float] | None = None,
+    max_steps: int = 100,
 ) -> None:
     """Propose the joint maximiser over some arguments, by Newton's method from their current values.
 
@@ -38,6 +39,7 @@ def maximise(
         names: arguments to maximise over; those that are fixed are left out.
         objective: maps all arguments by row (R, *arg_event) to the log-likelihood of each row (R,).
         ceilings: largest value of an argument whose likelihood may have no maximum.
+        max_steps: Newton steps at most.
 
     Raises:
         NoClosedForm: ties entangle too many elements.
@@ -46,12 +48,14 @@ def maximise(
     if not names:
         return
     problem = _Problem(sample, family, names, ceilings or {})
-    result = newton_batch(lambda x: problem.pool(objective(problem.args(x))), problem.start, problem.upper)
+    result = newton_batch(lambda x: problem.pool(objective(problem.args(x))), problem.start, problem.upper, max_steps)
     for name, elements in problem.elements(result.x).items():
         sample.propose_elements(name, elements)
 
 
-def newton_rule(family: Any, ceilings: Mapping[str, float] | None = None) -> Callable[[WeightedSample], None]:
+def newton_rule(
+    family: Any, ceilings: Mapping[str, float] | None = None, max_steps: int = 100
+) -> Callable[[WeightedSample], None]:
     """A rule that maximises the family's own log-density by Newton's method over all free arguments.
 
     For families of few arguments that have neither sufficient statistics nor a closed form.
@@ -59,6 +63,7 @@ def newton_rule(family: Any, ceilings: Mapping[str, float] | None = None) -> Cal
     Args:
         family: the distribution class.
         ceilings: largest value of an argument whose likelihood may have no maximum.
+        max_steps: Newton steps at most.
 
     Example:
         >>> import pyro.distributions as dist
@@ -67,7 +72,7 @@ def newton_rule(family: Any, ceilings: Mapping[str, float] | None = None) -> Cal
     """
 
     def rule(sample: WeightedSample) -> None:
-        maximise(sample, family, list(sample.args), density_by_row(sample, family), ceilings)
+        maximise(sample, family, list(sample.args), density_by_row(sample, family), ceilings, max_steps)
 
     rule.__doc__ = f"Maximise the log-density of {family.__name__} by Newton's method."
     return rule

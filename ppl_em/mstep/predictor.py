@@ -25,6 +25,8 @@ MAX_STEPS = 25
 GAIN = 1e-13
 #: Curvature below this part of the largest, after scaling, is none: such directions stay where they are.
 NULL = 1e-11
+#: A converged Newton step that still moves a linear predictor by this much has no maximum ahead.
+RUNAWAY = 0.3
 
 #: Maps a site and its log-factor to its part of Q.
 Score = Callable[[Site, Factor], Tensor]
@@ -87,6 +89,35 @@ class Coefficients:
                 break
             theta = moved
         return self._values(theta)
+
+    def runaway(self, score: Score) -> tuple[str, float] | None:
+        """The parameter that runs off to infinity and how far it has come, None where there is a maximum.
+
+        Where outcomes are separated by their covariates the gain dwindles, but Newton's steps do not: the linear
+        predictor moves on by about one at each.
+
+        Reference:
+            Albert, A. & Anderson, J. (1984). On the existence of maximum likelihood estimates in logistic regression
+            models. Biometrika 71(1).
+        """
+        theta = torch.cat([self.parameters[n].detach().double().reshape(-1) for n in self.names])
+        _, slope, hessian = self._expand(score, theta)
+        direction, gain = _ascent(slope, hessian)
+        if not gain < math.inf or not bool(direction.any()):
+            return None
+        far, moved = 0.0, 0.0
+        step = self._values(theta + direction)
+        for site in self.sites:
+            for argument in site.arguments.values():
+                design = argument.design
+                if design is None or not set(design.parameters) & set(self.names):
+                    continue
+                now = design.predictor(self.parameters)
+                change = (design.predictor({**self.parameters, **step}) - now).abs().nan_to_num(0.0, 0.0, 0.0)
+                if float(change.max()) > moved:
+                    moved, far = float(change.max()), float(now.abs().nan_to_num(0.0, 0.0, 0.0).max())
+        sizes = {n: float((step[n] - self.parameters[n]).abs().max()) for n in self.names}
+        return (max(sizes, key=lambda n: sizes[n]), far) if moved > RUNAWAY else None
 
     def _values(self, theta: Tensor) -> dict[str, Tensor]:
         result = {}

@@ -116,19 +116,27 @@ class Registry:
         return rule
 
     def stub(self, family: type) -> str:
-        """Code to paste in order to add a rule for a family."""
-        names = list(getattr(family, "arg_constraints", {"arg": None}))
+        """Code to paste in order to add a rule for a family, or for the parts of a family that is made of others."""
+        parts = [p for p in getattr(family, "parts", {}).values() if p not in self]
+        if parts:
+            return "\n\n".join(self.stub(p) for p in dict.fromkeys(parts))
+        constraint = getattr(family, "support", None)
+        vector = int(getattr(constraint, "event_dim", 0)) > 0
         lines = [
             "from ppl_em.mstep import weighted_mle",
             "",
             f"@weighted_mle.register({family.__name__})",
             f"def {family.__name__.lower()}(sample):",
-            "    mean = sample.sum('x') / sample.count()  # weighted statistics by row",
+            f"    count = sample.count(){'[:, None]' if vector else ''}  # total weight by row",
+            "    mean = sample.sum('x') / count  # weighted statistics by row",
         ]
-        for name in names:
-            total = f"sample.pool('{name}', sample.count() * mean)"
-            lines.append("    # replace by the argument's own estimate:")
-            lines.append(f"    sample.propose('{name}', {total} / sample.mass('{name}'))")
+        for name in getattr(family, "arg_constraints", {"arg": None}):
+            mass = f"sample.mass('{name}'){'[:, None]' if vector else ''}"
+            lines += [
+                f"    if '{name}' in sample.args and sample.free('{name}'):",
+                "        # replace by the argument's own estimate:",
+                f"        sample.propose('{name}', sample.pool('{name}', count * mean) / {mass})",
+            ]
         return "\n".join(lines)
 
     def _find(self, family: Any) -> Rule | None:
