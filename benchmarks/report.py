@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,15 @@ def markdown(results: Results, tasks: Mapping[str, Task], machine: Mapping[str, 
     lines = ["# Benchmarks", "", ", ".join(f"{key} {value}" for key, value in machine.items()), ""]
     lines += ["Times are medians of interleaved runs; the ratio is the other's time per step over ours.", ""]
     for name in sorted({task for task, _ in results}):
-        lines += [f"## {name}", "", tasks[name].what, "", *_table(name, results), ""]
+        lines += [
+            f"## {name}",
+            "",
+            tasks[name].what,
+            "",
+            *_table(name, results),
+            "",
+            *_verdicts(tasks[name], name, results),
+        ]
     return "\n".join(lines)
 
 
@@ -52,6 +62,27 @@ def _table(name: str, results: Results) -> list[str]:
                 f"| {1e3 * outcome.start_seconds:.1f} | {outcome.spread:.0%} | {outcome.log_likelihood:.6f} |"
             )
     return lines
+
+
+def growth(sizes: Mapping[str, int], outcomes: Mapping[str, Outcome]) -> float:
+    """Slope of log time per step against log size, by least squares: 1 where time is linear in the size."""
+    points = [(math.log(sizes[name]), math.log(outcomes[name].step_seconds)) for name in sizes]
+    x, y = (statistics.fmean(column) for column in zip(*points, strict=True))
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+def _verdicts(task: Task, name: str, results: Results) -> list[str]:
+    lines = []
+    for (other, threads), outcomes in results.items():
+        if other != name:
+            continue
+        if task.sizes is not None:
+            lines.append(f"{threads} thread(s): time grows as size to the power {growth(task.sizes, outcomes):.2f}.")
+        if task.limit_seconds is not None:
+            took = outcomes[OURS].step_seconds
+            verdict = "within" if took <= task.limit_seconds else "OVER"
+            lines.append(f"{threads} thread(s): {took:.2f} s, {verdict} the limit of {task.limit_seconds:g} s.")
+    return [*lines, ""] if lines else []
 
 
 def write(directory: Path, results: Results, tasks: Mapping[str, Task], machine: Mapping[str, str]) -> None:

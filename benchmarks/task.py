@@ -41,6 +41,9 @@ class Task:
             steps between, the rest is the cost of starting.
         tolerance: Allowed difference between log-likelihoods of contenders with the same algorithm, in nats.
         max_repeats: Rounds at most, for slow tasks.
+        sizes: How much data each contender has, where that differs: the report then tells by what power of the size
+            its time grows.
+        limit_seconds: What one step of ours may take, where that is absolute.
     """
 
     what: str
@@ -48,6 +51,8 @@ class Task:
     num_steps: tuple[int, int] = (2, 22)
     tolerance: float = 1e-5
     max_repeats: int = 50
+    sizes: Mapping[str, int] | None = None
+    limit_seconds: float | None = None
 
 
 def task_names() -> list[str]:

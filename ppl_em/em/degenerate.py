@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.distributions.compound import Compound, MixtureOf, TransformedOf
+from ppl_em.distributions.hidden_markov import HiddenMarkovOf
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
@@ -92,7 +93,9 @@ def _spread(site: Site, argument: str) -> Tensor:
     value = _preimage(site).map(lambda t: t.detach().double())
     keep = [d for d in value.dims if d in site.inner and d in site.arguments[argument].value.dims]
     columns = value.align((*[d for d in value.dims if d not in keep], *keep))
-    rows = len(value.dims) - len(keep)
+    # The steps of a sequence are data of the same states.
+    sequence = site.family is not None and issubclass(site.family, HiddenMarkovOf)
+    rows = len(value.dims) - len(keep) + sequence
     flat = columns.reshape(-1, *columns.shape[rows:])
     deviation = flat.std(0, correction=0)
     size = flat.abs().amax(0)
@@ -101,9 +104,9 @@ def _spread(site: Site, argument: str) -> Tensor:
     order = site.arguments[argument].value.dims
     # A matrix is compared by its diagonal, whose last dimension is that of the data's vectors.
     floor = Factor(spread, dims).align((*order, *(d for d in dims if d.startswith("@event"))))
-    # The components of a mixture stand between the site's dimensions and those of the data's vectors.
-    components = site.family is not None and issubclass(site.family, MixtureOf)
-    return floor.unsqueeze(len(order)) if components else floor
+    # The components of a mixture, time and states, stand between the site's dimensions and those of the data's vectors.
+    between = 2 if sequence else int(site.family is not None and issubclass(site.family, MixtureOf))
+    return floor.reshape((*floor.shape[: len(order)], *(1,) * between, *floor.shape[len(order) :]))
 
 
 def _preimage(site: Site) -> Factor:

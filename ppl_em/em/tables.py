@@ -142,7 +142,8 @@ class Tables(ClosedForm):
         dims = tuple(range(-constraint.event_dim, 0))
         uses = value * slope
         mass = uses.sum(dims, keepdim=True)
-        return float(((uses - value * mass).abs() / mass.abs().clamp_min(1e-250)).max())
+        # Where the density normalises its tables itself, all uses vanish at the maximum: relative to the data then.
+        return float(((uses - value * mass).abs() / mass.abs().clamp_min(1e-6 * self._mass)).max())
 
     @property
     def _mass(self) -> float:

@@ -85,7 +85,7 @@ class ChainPosterior:
 
         Padding is not a part of them, see `ppl_em.exact.chain_lengths`.
         """
-        paths, weights = by_length(self.block, self._chain, lambda *chain: chain_queries.k_best(*chain, k))
+        paths, weights = by_length(self.block, self._chain, lambda a, b, c: chain_queries.k_best(a, b, c, k))
         shape = [self.block.sizes[p] for p in self.block.plates]
         paths = paths.expand(*shape, *paths.shape[-2:])
         return paths.movedim(-2, 0), (weights.expand(*shape, k) - self.log_z.tensor.unsqueeze(-1)).movedim(-1, 0)

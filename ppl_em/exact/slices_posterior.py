@@ -106,7 +106,7 @@ class SlicesPosterior(SlicesTime):
                 message("the k best assignments of chains that share a latent", site=names, hint="mode()")
             )
         chain = self._open()
-        paths, scores = by_length(self.block, (chain.init, chain.trans, chain.obs), lambda *c: k_best(*c, k))
+        paths, scores = by_length(self.block, (chain.init, chain.trans, chain.obs), lambda a, b, c: k_best(a, b, c, k))
         sizes = [self.block.sizes[d] for d in slices.batch]
         paths = paths.expand(*sizes, *paths.shape[-2:])
         scores = scores.expand(*sizes, k)

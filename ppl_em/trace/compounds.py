@@ -20,6 +20,7 @@ from ppl_em.distributions.compound import (
     TransformedOf,
     compound_family,
 )
+from ppl_em.distributions.hidden_markov import HiddenMarkovOf
 from ppl_em.trace.given import event_dim_of, given_arguments
 
 _MIXTURES = (torch.distributions.MixtureSameFamily, dist.MixtureSameFamily)
@@ -98,6 +99,8 @@ def compound_parts(fn: Any) -> tuple[type[Compound], dict[str, Tensor], dict[str
         read = parts.add("component", fn.component_distribution, 1)
         if read and parts.add("mixture", fn.mixture_distribution, own_inner=True):
             return parts.family(MixtureOf, fn), parts.tensors, parts.event_dims
+    elif type(fn) is dist.DiscreteHMM:
+        return _hidden_markov(fn, parts)
     elif isinstance(fn, dist.MaskedMixture):
         if parts.add("component0", fn.component0) and parts.add("component1", fn.component1):
             parts.put("mask", vars(fn)["mask"], 0, constraints.boolean)
@@ -117,6 +120,22 @@ def compound_parts(fn: Any) -> tuple[type[Compound], dict[str, Tensor], dict[str
                     parts.put(f"transform{i}_{n}", tensor, inner, constraints.real)
             return parts.family(TransformedOf, fn, tuple(map(type, chain))), parts.tensors, parts.event_dims
     return None
+
+
+def _hidden_markov(fn: Any, parts: Parts) -> tuple[type[Compound], dict[str, Tensor], dict[str, int]] | None:
+    """The tables of a hidden Markov model and the arguments of what its states emit, by time and state."""
+    emitted = fn.observation_dist
+    if len(emitted.batch_shape) < 2:
+        emitted = emitted.expand((1, *emitted.batch_shape))
+    if not parts.add("observation", emitted, 2):
+        return None
+    trans = fn.transition_logits if fn.transition_logits.dim() > 2 else fn.transition_logits.unsqueeze(0)
+    parts.put("initial_logits", fn.initial_logits, 1, constraints.real_vector)
+    parts.put("transition_logits", trans, 3, constraints.real_vector)
+    family: Any = parts.family(HiddenMarkovOf, fn)
+    family.event_dim_of_step = len(emitted.event_shape)
+    family.probability_rows = frozenset({"initial_logits", "transition_logits"})
+    return family, parts.tensors, parts.event_dims
 
 
 def _flat(transforms: Any) -> list[Any] | None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
 from torch import Tensor
 
 #: Which of several equivalent arguments was given shows in the instance's dictionary.
 _ALTERNATIVES = (("probs", "logits"), ("gate", "gate_logits"), ("covariance_matrix", "precision_matrix", "scale_tril"))
+
+#: Event dimensions of arguments whose constraints do not tell: states, and time with rows and columns.
+_UNDECLARED: Mapping[type, Mapping[str, int]] = {dist.DiscreteHMM: {"initial_logits": 1, "transition_logits": 3}}
 
 
 def given_arguments(fn: Any, constraints: dict[str, Any]) -> list[str]:
@@ -27,6 +32,9 @@ def given_arguments(fn: Any, constraints: dict[str, Any]) -> list[str]:
 
 def event_dim_of(constraint: Any, value: Tensor, fn: Any) -> int:
     """Number of event dimensions of an argument."""
+    for name, event_dim in _UNDECLARED.get(type(fn), {}).items():
+        if fn.__dict__.get(name) is value:
+            return min(event_dim, value.dim())
     declared = getattr(constraint, "event_dim", 0)
     # Some families declare elementwise constraints on vector arguments (LowRank's cov_diag, logits of a Categorical):
     # what exceeds the batch shape is the argument's own.
