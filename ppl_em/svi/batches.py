@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from ppl_em.errors import DataError, PlanError, message
 from ppl_em.ir import Program
@@ -140,14 +141,17 @@ def empty_loader() -> DataError:
 
 
 def call_arguments(item: Any, source: Source, position: int) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """The arguments of one call, with a loader's item in the place of the loader."""
+    """The arguments of one call, with a loader's item in the place of the loader, or of its first item."""
     from ppl_em.arguments import as_tensors
 
     item = as_tensors(item)
-    before, after = source.args[:position], source.args[position + 1 :]
+    given = tuple(item) if isinstance(item, (tuple, list)) else () if isinstance(item, Mapping) else (item,)
+    replaced = len(given)
+    if any(isinstance(a, DataLoader) for a in source.args[position : position + 1]):
+        replaced = 1
+    before, after = source.args[:position], source.args[position + replaced :]
     if isinstance(item, Mapping):
         return (*before, *after), {**source.kwargs, **item}
-    given = tuple(item) if isinstance(item, (tuple, list)) else (item,)
     return (*before, *given, *after), source.kwargs
 
 

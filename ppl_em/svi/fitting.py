@@ -14,6 +14,7 @@ from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import Machine
 from ppl_em.em.restarts import Start, make_starts
 from ppl_em.em.structured import refuse_impossible
+from ppl_em.errors import DataError, message
 from ppl_em.free_parameters import num_parameters
 from ppl_em.progress import Progress
 from ppl_em.result import FitResult, Restart
@@ -82,7 +83,22 @@ def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coord
     seen = tuple(Restart(s.kind, o.objective, o.status, o.num_steps, False, dict(o.parameters)) for s, o in outcomes)
     outcome = outcomes[best][1]
     outcome.setup.trainer.variables.set({**outcome.parameters, **outcome.guide_params})
+    if outcome.status is Status.NON_FINITE and problem.plan.structured:
+        _refuse_impossible_batches(problem, outcome)
     return _result(problem, outcome, seen, coords)
+
+
+def _refuse_impossible_batches(problem: Problem, outcome: SVIOutcome) -> None:
+    """Name the data without any hidden structure in batches that were not at hand before the fit."""
+    site = problem.plan.structured[0]
+    with isolated(problem.seed), torch.no_grad():
+        for number, (_, batch) in enumerate(outcome.setup.train.all()):
+            bad = outcome.setup.trainer.per_datum(batch, 1).isneginf().nonzero().flatten().tolist()
+            if bad:
+                where = f"data {', '.join(map(str, bad[:5]))} of batch {number}"
+                what = f"{len(bad)} of {batch.size} data have probability zero under {site.family}"
+                hint = "leaving them out"
+                raise DataError(message(what, site=site.name, value=where, hint=hint))
 
 
 def _rank(outcome: SVIOutcome) -> tuple[bool, float]:
