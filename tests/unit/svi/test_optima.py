@@ -21,17 +21,18 @@ PER_DATUM = 0.02
 @pytest.mark.parametrize(("covariance", "gap"), [("full", 0.0), ("diagonal", mean_field_gap())])
 def test_principal_components_reach_the_known_bound(covariance: str, gap: float) -> None:
     x = factor_data()
-    settings = ppl_em.SVI(max_steps=700, lr=2e-2, covariance=covariance, hidden=(), evaluation_particles=400)
+    settings = ppl_em.SVI(max_steps=1500, lr=2e-2, covariance=covariance, hidden=(), evaluation_particles=400)
     result = ppl_em.fit(factors, x, method=settings)
     exact = float(factor_log_likelihood(x).mean())
     assert result.objective / len(x) == pytest.approx(exact - gap, abs=PER_DATUM / 2)
     assert not result.exact and result.objective_name == "elbo" and result.log_likelihood is None
     estimate, error = result.estimate_log_likelihood(200)
-    assert estimate == pytest.approx(exact * len(x), abs=4 * error + 1e-3 * len(x))
+    # Weights under a posterior that is too narrow have heavy tails: the estimate closes most of the gap, not all.
+    assert exact - gap / 4 - PER_DATUM / 2 < estimate / len(x) < exact + (4 * error) / len(x) + 1e-3
 
 
 def test_the_mean_field_gap_is_large_enough_to_see() -> None:
-    assert mean_field_gap() > 0.015
+    assert mean_field_gap() > 10 * PER_DATUM
 
 
 @pytest.mark.parametrize("batch_size", [None, 40])
