@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppl_em.errors import PlanError, message
+from ppl_em.errors import ModelError, PlanError, message
 from ppl_em.ir import Argument, Factor, Latent, Plate, Site
 from ppl_em.trace.enumeration import mask_factor
 from ppl_em.trace.layout import Layout
@@ -47,7 +47,7 @@ def build_site(
             fed = frozenset(_source_name(m) for m in (marks.argument_marks.get(name, frozenset()) & sources) | reached)
             arguments[name] = Argument(named, (), fed)
         value = named_value(record, layout, scope)
-    elementwise = layout.name_dims(record, thinning.record(record).log_prob().detach(), 0, inner, scope)
+    elementwise = layout.name_dims(record, _density(thinning.record(record), record).detach(), 0, inner, scope)
     pieces = [elementwise, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
     seen = dict.fromkeys(d for piece in pieces for d in piece.dims)
     # A latent of a single value leaves no trace in a shape.
@@ -79,6 +79,25 @@ def build_site(
         options={} if peeled is None else dict(peeled.options),
         point=record.name if record.name in points else None,
     )
+
+
+def _density(chosen: Record, record: Record) -> Tensor:
+    """Elementwise log-density of some elements of a record.
+
+    Raises:
+        ModelError: the value's shape does not fit the distribution's.
+    """
+    try:
+        return chosen.log_prob()
+    except RuntimeError as error:
+        if "must match the size" not in str(error):
+            raise
+        batch, event = (tuple(getattr(record.fn, n, ())) for n in ("batch_shape", "event_shape"))
+        why = f"the distribution has batch shape {batch} and event shape {event}"
+        shape = tuple(record.value.shape)
+        raise ModelError(
+            message("the value does not fit its distribution", site=record.name, value=shape, why=why)
+        ) from error
 
 
 def named_value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:

@@ -226,3 +226,13 @@ def test_a_mixture_of_an_unknown_family_prints_the_stub_of_the_family() -> None:
     assert "| @weighted_mle.register(Kumaraswamy)" in str(plan)
     result = ppl_em.fit(model, x, init="params")
     assert result.objective > float(result.history[0])
+
+
+def test_parameters_of_a_wrong_shape_are_named() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    with pytest.raises(ppl_em.errors.ModelError, match=r"site 'x' \(value \(20, 2\)\).*event shape \(3,\)"):
+        ppl_em.fit(model, torch.randn(20, 2))
