@@ -106,7 +106,12 @@ def pose(
     chosen = "svi" if guide is not None or loader is not None else kind
     given = None if weights is None else torch.as_tensor(as_tensors(weights))
 
-    limits = {"max_elements": budget / 16, "max_flops": auto.max_flops, "strict": chosen == "em"}
+    limits: dict[str, Any] = {
+        "max_elements": budget / 16,
+        "max_flops": auto.max_flops,
+        "strict": chosen == "em",
+        "guided": guided,
+    }
     options: dict[str, Any] = {"max_bytes": budget, "max_flops": auto.max_flops, "method": chosen, "guided": guided}
 
     def planned(source: Source) -> Plan:
@@ -136,6 +141,8 @@ def pose(
         plan = admitted(plan, svi.closed_form and svi.loss == "elbo")
     for entry in plan.blocks:
         verify_block(entry.block, plan.program)
+    if plan.method == "svi":  # other data are treated alike
+        tracing = {**tracing, "strict": False, "declined": dict(plan.program.refused), "guided": guided}
     start = {n: p.init for n, p in plan.program.parameters.items()}
     guides = {n: v for n, v in values.items() if n in guide_values}
     columns = column_names(args, kwargs)
@@ -169,7 +176,7 @@ def _guided(
         tracing = {"variational": frozenset(seen.names), "coupled": seen.coupled, "guided": seen.names}
         return tracing, set(seen.parameters)
     if svi.globals == "mean-field" or (svi.globals is None and kind == "svi"):
-        first = trace_program(source, witness=False)
+        first = trace_program(source, witness=False, strict=False)
         points = frozenset(n for n, p in first.parameters.items() if p.origin == "site")
         return {"variational": points - set(freeze)}, set()
     return {}, set()

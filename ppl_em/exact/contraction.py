@@ -154,7 +154,7 @@ class Contraction:
         width = math.prod(self.sizes[p] for p in leaf)
         sizes = {d: self._cardinality(d) for dims in group.values() for d in dims}
         order, cost = cheapest_order(inside, list(group.values()), sizes)
-        self.flops += 4.0 * width * cost.total
+        self.flops += width * cost.flops
         self.stored += width * cost.stored
         self.largest = max(self.largest, width * cost.largest)
         for z in order:

@@ -20,6 +20,9 @@ OPTIMAL_LATENTS, OPTIMAL_FACTORS = 8, 12
 #: Factors up to which opt_einsum's greedy search is tried as well.
 GREEDY_FACTORS = 60
 
+#: Operations for each element of a bucket and each factor in it: forward and backward.
+PER_ELEMENT = 4.0
+
 Scope = frozenset[str]
 
 
@@ -36,6 +39,11 @@ class OrderCost:
     total: float
     stored: float
     largest: float
+
+    @property
+    def flops(self) -> float:
+        """Operations of an E-step."""
+        return PER_ELEMENT * self.total
 
 
 def cheapest_order(

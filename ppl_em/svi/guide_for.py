@@ -51,8 +51,8 @@ def guide_for(
         torch.Size([7])
     """
     source = Source(model, as_tensors(args), as_tensors(dict(model_kwargs or {})), seed, time=None)
-    program = trace_program(source, witness=False)
+    program = trace_program(source, witness=False, strict=False)
     points = frozenset(n for n, p in program.parameters.items() if p.origin == "site")
     if points and globals == "mean-field":
-        program = trace_program(source, witness=False, variational=points)
+        program = trace_program(source, witness=False, strict=False, variational=points)
     return AutomaticGuide(program, source, covariance=covariance, hidden=hidden, encoder=encoder)

@@ -106,9 +106,9 @@ def refuse_costly(
             factors[number[scope[0]]][frozenset(scope)] = None
     for group, inside in zip(groups, map(list, factors), strict=True):
         cost = order_cost(greedy_order(group, inside, sizes), inside, sizes)
-        if cost.total > max_flops:
+        if cost.flops > max_flops:
             cost = cheapest_order(group, inside, sizes)[1]
-        if cost.total > max_flops:
+        if cost.flops > max_flops:
             refusals.add(group, _too_costly(group, inside, sizes, cost, max_flops))
 
 
@@ -123,7 +123,7 @@ def _too_costly(
     hints.append("a larger Auto(max_flops=...)")
     return PlanError(
         message(
-            f"summing these {len(group)} connected latents takes {cost.total:.1e} operations and "
+            f"summing these {len(group)} connected latents takes {cost.flops:.1e} operations and "
             f"{8 * cost.largest:.1e} bytes for each datum",
             site=", ".join(group[:5]) + (" …" if len(group) > 5 else ""),
             why=f"the budget is {limit:.1e} operations in an E-step",
@@ -138,7 +138,7 @@ def _states_within(
     """The largest number of states, at most, of every latent with which the budget would suffice, and the cost."""
     for states in range(max(sizes[z] for z in group) - 1, 1, -1):
         capped = {z: min(sizes[z], states) for z in group}
-        flops = order_cost(greedy_order(group, scopes, capped), scopes, capped).total
+        flops = order_cost(greedy_order(group, scopes, capped), scopes, capped).flops
         if flops <= limit:
             return states, flops
     return None

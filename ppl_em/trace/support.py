@@ -52,6 +52,16 @@ def enumerate_support(record: Record, bound: int | None = None, folded: int = 0)
     return _product(values, shape, record.name) if shape else values
 
 
+def can_list(record: Record) -> bool:
+    """Whether the values of one element of a discrete latent can be listed, whatever other latents are."""
+    assert record.peeled is not None
+    try:
+        record.peeled.base.enumerate_support(expand=False)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _product(values: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """All arrays of a shape whose elements are among given values."""
     count, event = math.prod(shape), tuple(values.shape[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.observe import check_observations
 from ppl_em.trace.refusals import Refusals, refuse_costly, refuse_large, refuse_wide
 from ppl_em.trace.run import Record, Run
+from ppl_em.trace.support import can_list
 from ppl_em.trace.survey import Survey
 from ppl_em.trace.time_axis import USED
 from ppl_em.trace.time_witness import compare_steps, require_chains
@@ -58,6 +59,7 @@ def trace_program(
     strict: bool = True,
     max_flops: float = math.inf,
     declined: Mapping[str, str] | None = None,
+    guided: Collection[str] = (),
 ) -> Program:
     """Trace a program.
 
@@ -72,6 +74,7 @@ def trace_program(
         strict: a discrete latent that cannot be summed is an error; else it is left to another method, with the reason.
         max_flops: operations that summing one connected group of latents may cost.
         declined: discrete latents that are left to another method, with the reason.
+        guided: latents that a user's guide draws; only these may have infinitely many values.
 
     Raises:
         ModelError: the program cannot be read.
@@ -89,6 +92,7 @@ def trace_program(
         strict,
         max_flops,
         dict(declined or {}),
+        frozenset(guided),
     )
     try:
         return _trace(source, request)
@@ -112,6 +116,7 @@ class Request:
     strict: bool
     max_flops: float
     declined: dict[str, str]
+    guided: frozenset[str]
 
 
 def _trace(source: Source, request: Request) -> Program:
@@ -129,6 +134,8 @@ def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
     refusals = Refusals(request.strict)
     refusals.reasons.update({z: why for z, why in request.declined.items() if z in latents})
     for name, error in impossible.items():
+        if name not in request.guided and not can_list(survey.records[name]):
+            raise error
         refusals.add([name], error)
     by_path = survey.steering({z: v for z, v in latents.items() if z not in impossible}) | way.by_path
     while by_path and survey.explore(by_path, _summed(latents, refusals)):
