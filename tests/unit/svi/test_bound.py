@@ -60,6 +60,42 @@ def global_class(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(slope[k] * u, 0.9), obs=x[:, 0])
 
 
+LABELS, LABELLED = torch.tensor([1, 0, 0]), torch.tensor([True, False, False])
+
+
+def partly_labelled(x: Tensor) -> None:
+    """As `cluster_codes`, with the class of the first datum observed."""
+    weights = pyro.param("weights", torch.tensor([0.2, 0.8]), constraint=dist.constraints.simplex)
+    mix = pyro.param("mix", torch.tensor([[0.5, -0.3], [1.0, 0.2]]))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(weights), obs=LABELS, obs_mask=LABELLED)
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal((u.unsqueeze(-1) * mix[k]).tanh(), 0.6).to_event(1), obs=x)
+
+
+def test_labels_of_some_data_count_and_the_others_are_summed() -> None:
+    source, plan = plan_of(partly_labelled, X)
+    bound = Bound(plan, partly_labelled, mean_field=True)
+    leaves = {n: p.init.clone().requires_grad_(True) for n, p in plan.program.parameters.items()}
+    loc = torch.randn(3, requires_grad=True)
+    q = dist.Normal(loc, 0.7)
+    u = loc + 0.7 * torch.randn(3)
+    batch = Batch(source.args, source.kwargs, 3, plate="data")
+    terms = bound.named(batch, leaves, [Scored("u", q, u, False)], closed_forms=False)
+    mine = sum_terms([(t.name, bound._scaled(t, batch)) for t in terms])
+    by_class = torch.stack(
+        [dist.Normal((u[:, None] * leaves["mix"][k]).tanh(), 0.6).log_prob(X).sum(-1) for k in (0, 1)], -1
+    )
+    joint = (leaves["weights"] / leaves["weights"].sum()).log() + by_class
+    known = torch.where(LABELLED, joint.gather(1, LABELS[:, None])[:, 0], joint.logsumexp(-1))
+    theirs = (known + dist.Normal(0.0, 1.0).log_prob(u) - q.log_prob(u)).sum()
+    assert float(mine.detach()) == pytest.approx(float(theirs.detach()), abs=BRUTE_FORCE)
+    inputs = [*leaves.values(), loc]
+    ours, expected = (torch.autograd.grad(v, inputs, retain_graph=True) for v in (mine, theirs))
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.allclose(a, b, atol=GRADIENT, rtol=GRADIENT)
+
+
 def brute_force(
     model: Callable, x: Tensor, parameters: Mapping[str, Tensor], u: Tensor, sizes: Mapping[str, int]
 ) -> Tensor:

@@ -155,6 +155,28 @@ def test_the_automatic_guide_trains_under_pyros_svi(loss: Any) -> None:
     assert draws["z"].shape == (3, 5, 2)
 
 
+def test_model_and_guide_of_a_hybrid_fit_under_predictive() -> None:
+    """Summed classes are drawn from their exact posterior given the code that the guide draws."""
+
+    def clusters(x: Tensor) -> None:
+        weights = pyro.param("weights", torch.tensor([0.5, 0.5]), constraint=constraints.simplex)
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(weights))
+            z = pyro.sample("z", dist.Normal(4.0 * k.to(x.dtype) - 2.0, 1.0))
+            pyro.sample("x", dist.Normal(z.sinh() / 2, 0.3), obs=x)
+
+    x = torch.cat([torch.full((20,), -1.8), torch.full((40,), 1.8)]) + 0.3 * torch.randn(60)
+    result = ppl_em.fit(clusters, x, method=ppl_em.SVI(max_steps=300, lr=1e-2))
+    torch.manual_seed(0)
+    drawn = Predictive(result.model, guide=result.guide, num_samples=100)(x)
+    assert drawn["z"].shape == drawn["k"].shape == drawn["x"].shape == (100, 60)
+    odds = result.params["weights"][1].log() - result.params["weights"][0].log() + 4.0 * drawn["z"]
+    expected = odds.sigmoid().mean(0)
+    error = (expected * (1 - expected) / 100).sqrt()
+    assert bool(((drawn["k"].double().mean(0) - expected).abs() < 5 * error + 0.02).all())
+    assert float((drawn["x"].mean(0) - x).abs().mean()) < 0.5
+
+
 def test_inner_plates_read_what_was_drawn_around_them() -> None:
     groups, members = 30, 8
 
