@@ -13,6 +13,7 @@ from ppl_em.ir import Factor, Latent, Parameter, Plate, Program, Site
 from ppl_em.trace.domains import infer_domains
 from ppl_em.trace.enumeration import Enumeration, site_log_factor
 from ppl_em.trace.footprint import isolated
+from ppl_em.trace.gradient_witness import fed_by_derivative
 from ppl_em.trace.layout import Layout
 from ppl_em.trace.observe import fill_masked
 from ppl_em.trace.probing import link_arguments
@@ -92,6 +93,7 @@ def assemble(
     table = {
         n: site_log_factor(thinning.record(records[n]), thinning.site(s), layout, scopes[n]) for n, s in sites.items()
     }
+    sites = fed_by_derivative(sites, parameters, enumeration, thinning)
     parameters, notes = infer_domains(sites, parameters, enumeration)
     sites = link_arguments(sites, parameters, enumeration, table, thinning)
     names = tuple(sites)

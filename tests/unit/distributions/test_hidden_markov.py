@@ -206,3 +206,23 @@ def test_an_emission_that_is_not_read_is_still_right() -> None:
     wanted = dist.DiscreteHMM(p["init"].log(), p["trans"].log(), emitted(p["loc"])).log_prob(x)
     torch.testing.assert_close(result.log_prob(), wanted, atol=BRUTE_FORCE, rtol=0)
     assert bool((result.history.diff() >= -ASCENT * (1 + result.history[:-1].abs())).all())
+
+
+def test_a_continuous_chain_that_is_summed_already() -> None:
+    """``GaussianHMM``: its own density, and the maximum by the gradient of log Z."""
+
+    def smoother(drift: Tensor) -> Any:
+        unit, noise = torch.eye(1), dist.Normal(torch.zeros(1), 1.0).to_event(1)
+        return dist.GaussianHMM(noise, drift.reshape(1, 1), noise, unit, noise, duration=T)
+
+    def model(x: Tensor) -> None:
+        drift = pyro.param("drift", torch.tensor(0.2))
+        with pyro.plate("series", len(x)):
+            pyro.sample("x", smoother(drift), obs=x)
+
+    x = data(5, 1).cumsum(1)
+    result = ppl_em.fit(model, x, init="params", restarts=1)
+    leaf = result.params["drift"].clone().requires_grad_()
+    value = smoother(leaf).log_prob(x).sum()
+    assert result.log_likelihood == pytest.approx(float(value.detach()), abs=BRUTE_FORCE)
+    assert abs(float(torch.autograd.grad(value, leaf)[0])) < 1e-3
