@@ -96,7 +96,8 @@ class Posterior(SeriesQueries):
 
     def pairwise(self, a: str, b: str) -> Tensor:
         """Joint posterior probabilities of two latents, (*plates, K_a, K_b); independent blocks give a product."""
-        if self._home.get(a) != self._home.get(b):
+        home = {**self._home, **self._steps}
+        if home.get(a) != home.get(b):
             first, second = self._block(a).marginal(a), self._block(b).marginal(b)
             product = first * second
         else:
@@ -105,7 +106,10 @@ class Posterior(SeriesQueries):
         return product.align((*plates, a, b))
 
     def mode(self) -> dict[str, Tensor]:
-        """The jointly most probable assignment (Viterbi on a chain): values by site, shaped by plates."""
+        """The jointly most probable assignment (Viterbi on a chain): values by site, shaped by plates.
+
+        A series that ends early has the most probable path of its own steps; padding goes on with the likeliest moves.
+        """
         values = self._values({z: f for i in self._whole() for z, f in self._at(i).mode().items()})
         for i, family in self._families():
             chain = self._at(i)
@@ -186,7 +190,7 @@ class Posterior(SeriesQueries):
         return values
 
     def entropy(self) -> Tensor:
-        """Entropy of the joint posterior in nats, one number (the sum over plates)."""
+        """Entropy of the joint posterior in nats, one number (the sum over plates); a chain's padding is left out."""
         parts = [self._at(i).entropy().tensor.double().sum() for i in range(len(self.plan.blocks))]
         return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 

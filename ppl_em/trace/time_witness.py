@@ -68,8 +68,12 @@ def compare_steps(
             values[single] = _positioned(
                 latent.support[index], [program.plates[p].dim for p in plates], len(latent.event_shape)
             )
+    # States of other axes do not act on this one's (`require_chains`): whatever they are drawn as is as good.
+    elsewhere = {z for a in program.axes if a is not axis for pair in a.first.items() for z in pair}
     outside = [
-        z for z, v in program.latents.items() if v.kind == "discrete" and z not in axis.first and z not in values
+        z
+        for z, v in program.latents.items()
+        if v.kind == "discrete" and z not in axis.first and z not in values and z not in elsewhere
     ]
     if outside:
         raise NotVectorised(

@@ -99,6 +99,21 @@ def test_a_long_loop_is_a_chain(steps: Callable[[int], Any], size: int) -> None:
     torch.testing.assert_close(result.history, same.history, atol=BRUTE_FORCE, rtol=0)
 
 
+def test_two_axes_are_independent() -> None:
+    def model(x: Tensor) -> None:
+        loc, stay = pyro.param("loc", torch.tensor([-1.0, 1.0])), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+        for name in ("a", "b"):
+            z: Any = 0
+            for t in ppl_em.markov(len(x)):
+                z = pyro.sample(f"{name}_{t}", dist.Categorical(stay[z]))
+                pyro.sample(f"x{name}_{t}", dist.Normal(loc[z], 1.0), obs=x[t] if name == "a" else -x[t])
+
+    posterior = ppl_em.fit(model, series(20), init="params", restarts=1, method=ppl_em.EM(max_steps=1)).posterior()
+    product = posterior.marginal("a_3").probs[:, None] * posterior.marginal("b_5").probs
+    torch.testing.assert_close(posterior.pairwise("a_3", "b_5"), product)
+    assert set(posterior.mode()) == {"a", "b"}
+
+
 def test_float32_does_not_drift() -> None:
     """Log Z of 100,000 steps, relative to float64 at the same parameters and data."""
     x = series(100_000).float()
