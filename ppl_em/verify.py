@@ -19,6 +19,7 @@ from ppl_em.em.e_step import e_step
 from ppl_em.errors import EngineError, message
 from ppl_em.exact.brute_force import brute_force
 from ppl_em.ir import Argument, Factor, Link, Plate, Program, Site
+from ppl_em.plan.certificate import Certificate
 from ppl_em.plan.choice import BlockPlan
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.plan.rules import RuleLookup
@@ -55,6 +56,44 @@ def verify_plan(plan: Plan, values: Mapping[str, Tensor], engines: Sequence[Any]
     text = "; ".join(said) or "nothing to sum"
     witnesses = {**plan.program.witnesses, "brute force": f"on a shrunken copy ({text})"}
     return replace(plan, program=replace(plan.program, witnesses=witnesses))
+
+
+def rerun(certificate: Certificate, model: Any, *args: Any, **options: Any) -> Certificate:
+    """Check a certificate against a program: every witness is run again, brute force on a shrunken copy included.
+
+    Args:
+        certificate: of an earlier plan, or read from its JSON form.
+        model, args, options: as for :func:`ppl_em.fit`.
+
+    Returns:
+        The fresh certificate.
+
+    Raises:
+        EngineError: the program does not bear the certificate out, or an engine's answer is not brute force's.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist, ppl_em
+        >>> def coins(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Bernoulli(0.3))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> plan = ppl_em.explain(coins, torch.tensor([0.1, 0.8]))
+        >>> rerun(plan.certificate, coins, torch.tensor([0.1, 0.8])).treatment
+        {'z': 'summed'}
+    """
+    from ppl_em.fitting import ENGINES
+    from ppl_em.problem import pose, rule_lookup
+
+    problem = pose(model, args, ENGINES, **options)
+    plan = problem.plan
+    found = certificate.differences(plan.certificate)
+    if found:
+        why = "; ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+        hint = "the program that the certificate was made for, or a new plan"
+        raise EngineError(message("the certificate does not hold", why=why, hint=hint))
+    if plan.method == "em":
+        plan = verify_plan(plan, problem.values, problem.em.engines or ENGINES, rule_lookup)
+    return plan.certificate
 
 
 def shrink(program: Program, entry: BlockPlan) -> Program | None:

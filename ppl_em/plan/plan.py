@@ -10,35 +10,13 @@ from typing import Any
 
 from ppl_em.errors import PlanError, message
 from ppl_em.ir import Latent, Program, Site
+from ppl_em.plan.certificate import Certificate
 from ppl_em.plan.choice import BlockPlan, Budget, choose_engine
 from ppl_em.plan.explain import render, render_html
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
 from ppl_em.plan.structure import find_blocks
 from ppl_em.plan.structured import StructuredSite, describe, structured
 from ppl_em.plan.time_axis import axis_of
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Evidence for what the plan calls exact.
-
-    Args:
-        treatment: by latent: ``"summed"``, ``"point-estimated"``, ``"approximated"``.
-        witnesses: by name, what was done.
-        unproven: reasons why exactness is not claimed.
-    """
-
-    treatment: Mapping[str, str]
-    witnesses: Mapping[str, str]
-    unproven: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "treatment": dict(self.treatment),
-            "witnesses": dict(self.witnesses),
-            "unproven": list(self.unproven),
-        }
 
 
 @dataclass(frozen=True)
@@ -93,7 +71,8 @@ class Plan:
             else:
                 treatment[name] = "summed"
         treatment.update({s.name: "summed" for s in self.structured})
-        return Certificate(treatment, dict(self.program.witnesses), tuple(self.program.unproven))
+        scopes = {n: s.scope for n, s in self.program.sites.items() if s.scope}
+        return Certificate(treatment, dict(self.program.witnesses), tuple(self.program.unproven), scopes)
 
     @property
     def tabulated(self) -> bool:
