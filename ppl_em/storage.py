@@ -131,6 +131,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         FileError: nothing readable is there.
     """
     from ppl_em.result import FitResult, Restart
+    from ppl_em.svi.result import ApproximateResult
     from ppl_em.trace.tracing import Source
 
     path = Path(path)
@@ -161,7 +162,8 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         args = tuple(unpack(v, tensors) for v in header["args"])
         source = Source(model, args, {k: unpack(v, tensors) for k, v in header["kwargs"].items()}, header["seed"])
     _restore_module(model, groups["params"])
-    return FitResult(
+    kind = ApproximateResult if header["objective_name"] == "elbo" else FitResult
+    return kind(
         params=groups["params"],
         point_estimates=groups["point_estimates"],
         guide_params=groups["guide_params"],

@@ -85,7 +85,7 @@ class Averaged:
             if not self.rule.verified:
                 self.rule.verify(sample)
             found = self.rule.fit(sample, dict(parameters))
-        except (Refused, PplEmError, torch.linalg.LinAlgError):
+        except (Refused, PplEmError, RuntimeError):  # a LinAlgError is a RuntimeError
             found = {}
         self._held = bool(found)
         return found

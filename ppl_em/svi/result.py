@@ -65,7 +65,7 @@ class ApproximateResult(FitResult):
             seed: of what is drawn; the fit's by default.
         """
         if self._run is None:
-            raise PplEmError(message("the guide is not at hand", hint="load(path, model, guide=...)"))
+            raise no_guide()
         source, loader, items = self._data(args, kwargs)
         if source is self._source and isinstance(self.plan, Plan):
             plan = self.plan
@@ -178,7 +178,7 @@ class ApproximateResult(FitResult):
     def guide(self) -> Any:
         """The fitted guide as an ordinary Pyro guide that draws every latent of the model."""
         if self._run is None:
-            raise PplEmError(message("the guide is not at hand", hint="load(path, model, guide=...)"))
+            raise no_guide()
         summed = bool(isinstance(self.plan, Plan) and self.plan.blocks)
         return FittedGuide(
             self._run.callable,
@@ -187,3 +187,9 @@ class ApproximateResult(FitResult):
             summed,
             lambda args, kwargs: self.posterior(*args, **kwargs),
         )
+
+
+def no_guide() -> PplEmError:
+    """The error of a question to a saved fit whose approximate posterior was not saved with it."""
+    why = "the guide of a fit by variational inference is not saved with it"
+    return PplEmError(message("the approximate posterior is not at hand", why=why, hint="asking before saving"))

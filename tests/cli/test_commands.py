@@ -172,3 +172,17 @@ def test_the_module_is_the_command() -> None:
     )
     for command in ("fit", "explain", "report", "compare", "demo"):
         assert command in done.stdout
+
+
+def test_the_report_of_a_fit_is_written_once(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted = tmp_path / "fitted"
+    run(*["fit", str(model), "--data", str(FAITHFUL), "--out", str(fitted)])
+    run(*["report", str(fitted)])
+    page = (fitted / "report.html").read_text(encoding="utf-8")
+    values = json.loads((fitted / "report.json").read_text(encoding="utf-8"))
+    assert values["fit"]["log_likelihood"] == pytest.approx(MCLUST, abs=PUBLISHED)
+    assert f"{values['fit']['log_likelihood']:.8g}".replace("-", "−") in page
+    assert "report exists already" in refused(capsys, "report", fitted)
+    run(*["report", str(fitted), "--force"])
+    run(*["report", str(fitted), "--out", str(tmp_path / "elsewhere.html")])
+    assert (tmp_path / "elsewhere.html").read_text(encoding="utf-8") == page

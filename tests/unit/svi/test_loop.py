@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_em
-from ppl_em.errors import DataError, PlanError
+from ppl_em.errors import DataError, PlanError, PplEmError
 from ppl_em.methods import SVI
 from ppl_em.svi.batches import Cut, Loader, Rows
 from ppl_em.svi.bound import Bound
@@ -336,3 +337,14 @@ def test_the_importance_weighted_objective_is_tighter() -> None:
     tight = ppl_em.fit(factors, x, method=SVI(loss="iwae", num_particles=8, **options))
     assert tight.history[-1] > plain.objective  # log of a mean against a mean of logs
     assert tight.history[-1] < float(tight.estimate_log_likelihood(500)[0]) + 5
+
+
+def test_a_saved_fit_says_that_its_guide_is_gone(tmp_path: Path) -> None:
+    x = factor_data(20)
+    result = ppl_em.fit(factors, x, method=SVI(max_steps=3))
+    result.save(tmp_path / "fit")
+    loaded = ppl_em.load(tmp_path / "fit", factors)
+    assert loaded.objective == result.objective
+    for query in (loaded.log_prob, loaded.posterior, loaded.predict):
+        with pytest.raises(PplEmError, match="approximate posterior is not at hand"):
+            query(x)
