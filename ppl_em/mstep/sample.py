@@ -50,6 +50,7 @@ class WeightedSample:
         self.num_rows = num_rows
         self.event_dim = event_dim
         self.proposals: dict[str, Tensor] = {}
+        self.partial = False  # set by a rule that can only ascend, for want of time, on a problem of this size
         self._sums: dict[str, Tensor] = {}
         self._ties = {name: Ties(argument) for name, argument in self.args.items() if argument.cells is not None}
         self._moments = Moments(self.blocks, num_rows, event_dim)

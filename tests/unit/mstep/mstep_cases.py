@@ -121,6 +121,10 @@ CASES: list[Case] = [
         "normal, scale_tril", dist.MultivariateNormal, {"loc": uniform(-2, 2, 3), "scale_tril": cholesky(3)},
         event_dim=1,
     ),
+    Case(
+        "normal, low rank", dist.LowRankMultivariateNormal,
+        {"loc": uniform(-1, 1, 5), "cov_factor": uniform(1, 2, 5, 1), "cov_diag": uniform(1, 2, 5)}, event_dim=1,
+    ),
     Case("exponential", dist.Exponential, {"rate": uniform(0.5, 3)}),
     Case("gamma", dist.Gamma, {"concentration": uniform(0.5, 4), "rate": uniform(0.5, 2)}),
     Case("inverse-gamma", dist.InverseGamma, {"concentration": uniform(2, 4), "rate": uniform(0.5, 2)}),

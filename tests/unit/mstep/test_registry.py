@@ -57,4 +57,4 @@ def test_a_rule_must_propose_every_free_argument():
 def test_promises_are_recorded():
     assert weighted_mle[dist.Normal].exact is True
     assert weighted_mle[dist.Gamma].exact == "newton"
-    assert weighted_mle[dist.LowRankMultivariateNormal].exact == "ascent"
+    assert weighted_mle[dist.LowRankMultivariateNormal].exact == "newton"
