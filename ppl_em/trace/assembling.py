@@ -93,7 +93,7 @@ def assemble(
     table = {
         n: site_log_factor(thinning.record(records[n]), thinning.site(s), layout, scopes[n]) for n, s in sites.items()
     }
-    sites = fed_by_derivative(sites, parameters, enumeration, thinning)
+    sites = fed_by_derivative(sites, parameters, enumeration)
     parameters, notes = infer_domains(sites, parameters, enumeration)
     sites = link_arguments(sites, parameters, enumeration, table, thinning)
     names = tuple(sites)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +18,17 @@ from torch import Tensor
 from ppl_em.ir import Parameter, Site
 from ppl_em.trace.enumeration import Enumeration
 from ppl_em.trace.footprint import isolated
-from ppl_em.trace.thinning import Thinning
 
 
 def fed_by_derivative(
-    sites: Mapping[str, Site], parameters: Mapping[str, Parameter], enumeration: Enumeration, thinning: Thinning
+    sites: Mapping[str, Site], parameters: Mapping[str, Parameter], enumeration: Enumeration
 ) -> dict[str, Site]:
-    """Sites with the parameters added that their density, or an argument of it, can be differentiated by.
+    """Sites with the parameters added that what their distribution holds can be differentiated by.
 
     Args:
         sites: as provenance knows them.
         parameters: everything that is estimated.
         enumeration: runs the program.
-        thinning: which elements of large plates are looked at.
     """
     leaves, names = {}, {}
     for name, parameter in parameters.items():
@@ -41,17 +41,17 @@ def fed_by_derivative(
         with isolated(enumeration.source.seed), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             records = enumeration.run(leaves)
-            found = {}
-            for name, site in sites.items():
-                record = records[name]
-                own = {} if record.peeled is None else record.peeled.arguments
-                tensors = {n: own[n] for n in site.arguments if n in own}
-                found[name] = (
-                    _reached([thinning.record(record).log_prob()], names),
-                    {n: _reached([t], names) for n, t in tensors.items()},
-                )
     except Exception:  # what cannot be run this way is known by its provenance alone
         return dict(sites)
+    found = {}
+    for name, site in sites.items():
+        record = records[name]
+        own = {} if record.peeled is None else record.peeled.arguments
+        tensors = {n: own[n] for n in site.arguments if n in own}
+        found[name] = (
+            _reached(_held([record.fn, record.value, record.mask]), names),
+            {n: _reached([t], names) for n, t in tensors.items()},
+        )
     result = {}
     for name, site in sites.items():
         fed, by_argument = found[name]
@@ -60,6 +60,25 @@ def fed_by_derivative(
         }
         result[name] = replace(site, parameters=site.parameters | fed, arguments=arguments)
     return result
+
+
+def _held(things: list[Any]) -> list[Tensor]:
+    """All tensors that distributions hold, whatever holds them: no density need be evaluated."""
+    found, seen, queue = [], set(), list(things)
+    while queue:
+        thing = queue.pop()
+        if isinstance(thing, Tensor):
+            found.append(thing)
+        elif isinstance(thing, (list, tuple)):
+            queue.extend(thing)
+        elif isinstance(thing, Mapping):
+            queue.extend(thing.values())
+        elif isinstance(thing, torch.nn.Module):
+            queue.extend(thing.parameters())
+        elif hasattr(thing, "__dict__") and not isinstance(thing, (type, FunctionType)) and id(thing) not in seen:
+            seen.add(id(thing))
+            queue.extend(vars(thing).values())
+    return found
 
 
 def _reached(tensors: list[Tensor], names: Mapping[int, str]) -> frozenset[str]:
