@@ -19,7 +19,8 @@ from ppl_em.exact.elimination import Elimination
 from ppl_em.exact.mixture import Mixture
 from ppl_em.iterates import Iterate
 from ppl_em.plan.plan import Plan
-from ppl_em.problem import Problem, pose, rule_lookup
+from ppl_em.planner import rule_lookup
+from ppl_em.problem import Problem, pose
 from ppl_em.progress import Progress
 from ppl_em.result import FitResult, Restart
 from ppl_em.status import Status

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +12,9 @@ from torch.utils.data import DataLoader
 
 from ppl_em.arguments import as_tensors, column_names
 from ppl_em.errors import DataError, ModelError, NotAvailableYet, PlanError, message
-from ppl_em.ir import Factor, Program
-from ppl_em.ir.verify import verify_block, verify_program
 from ppl_em.methods import EM, SVI, Auto
-from ppl_em.mstep import weighted_mle
-from ppl_em.plan.choice import Unaffordable
-from ppl_em.plan.plan import Plan, make_plan
-from ppl_em.plan.rules import by_optimiser
+from ppl_em.plan.plan import Plan
+from ppl_em.planner import Planner
 from ppl_em.result import FitResult
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
@@ -98,49 +93,14 @@ def pose(
         check_shapes(source, init)
     values, init = initial_values(init)
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
-    budget = auto.memory_bytes or memory_budget()
     tracing, guide_values = _guided(guide, source, svi, kind, values, names)
     own = {n: v for n, v in values.items() if n not in guide_values}
     guided: tuple[str, ...] = tracing.pop("guided", ())
     frozen = tuple(n for n in names if n not in guide_values)
     chosen = "svi" if guide is not None or loader is not None else kind
     given = None if weights is None else torch.as_tensor(as_tensors(weights))
-
-    limits: dict[str, Any] = {
-        "max_elements": budget / 16,
-        "max_flops": auto.max_flops,
-        "strict": chosen == "em",
-        "guided": guided,
-    }
-    options: dict[str, Any] = {"max_bytes": budget, "max_flops": auto.max_flops, "method": chosen, "guided": guided}
-
-    def planned(source: Source) -> Plan:
-        declined: dict[str, str] = {}
-        while True:
-            program = trace_program(source, values=own, freeze=frozen, declined=declined, **limits, **tracing)
-            _check_values(program, own)
-            program = verify_program(program if given is None else weighted(program, given))
-            try:
-                plan = make_plan(program, em.engines or engines, rule_lookup, **options)
-            except Unaffordable as error:
-                if chosen == "em":
-                    raise
-                declined.update(dict.fromkeys(error.latents, str(error)))
-                continue
-            own_optimiser = plan.method == "em" and em.m_step_optim is not None
-            return replace(plan, updates=by_optimiser(plan.updates)) if own_optimiser else plan
-
-    plan = planned(source)
-    if plan.method == "svi" and plan.program.axes:
-        # Gradient steps run the program step by step: a time axis is unrolled.
-        source = replace(source, time=None)
-        plan = planned(source)
-    if plan.method == "svi":
-        from ppl_em.svi.closed_form import admitted
-
-        plan = admitted(plan, svi.closed_form and svi.loss == "elbo")
-    for entry in plan.blocks:
-        verify_block(entry.block, plan.program)
+    planner = Planner(em.engines or engines, em, svi, auto, chosen, own, frozen, given, guided, tracing)
+    source, plan = planner.plan(source)
     if plan.method == "svi":  # other data are treated alike
         tracing = {**tracing, "strict": False, "declined": dict(plan.program.refused), "guided": guided}
     start = {n: p.init for n, p in plan.program.parameters.items()}
@@ -222,21 +182,6 @@ def settings_of(method: Any) -> tuple[EM, SVI, Auto, str]:
     raise PlanError(message("unknown method", value=shown, hint=_METHODS))
 
 
-def rule_lookup(family: type) -> str | None:
-    """What the registry of M-step rules promises for a family."""
-    if family not in weighted_mle:
-        return None
-    return {True: "closed form", "newton": "newton", "ascent": "ascent"}[weighted_mle[family].exact]
-
-
-def memory_budget() -> float:
-    """Bytes that an E-step may use where nothing else is said: a quarter of the machine's memory."""
-    try:
-        return 0.25 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 4e9
-
-
 def initial_values(init: Any) -> tuple[dict[str, Tensor], str]:
     """Values given by the user, and the kind of start: ``"auto"``, ``"params"`` or ``"data"``."""
     if isinstance(init, FitResult):
@@ -274,38 +219,3 @@ def check_shapes(source: Source, values: Mapping[str, Any]) -> None:
         if name in shapes and given != shapes[name]:
             why = f"the program's own has shape {shapes[name]}"
             raise ModelError(message("the initial value has another shape", site=name, value=given, why=why))
-
-
-def _check_values(program: Program, values: Mapping[str, Tensor]) -> None:
-    for name, value in values.items():
-        parameter = program.parameters.get(name)
-        if parameter is None:
-            hint = f"one of {sorted(program.parameters)}"
-            raise ModelError(message("init names something that is not estimated", site=name, hint=hint))
-        inside = torch.as_tensor(parameter.constraint.check(value))
-        if not bool(inside.all()):
-            why = f"its constraint is {parameter.constraint}"
-            raise ModelError(message("the initial value is outside the constraint", site=name, why=why))
-
-
-def weighted(program: Program, weights: Any) -> Program:
-    """The program with one weight per datum as the scale of all sites in the outermost data plate."""
-    given = torch.as_tensor(as_tensors(weights))
-    plate = program.data_plate
-    if plate is None:
-        raise ModelError(message("weights need an outermost data plate", hint="pyro.plate around the data"))
-    size = program.plates[plate].size
-    if given.shape != (size,):
-        shape = tuple(given.shape)
-        why = f"the plate has {size} elements"
-        raise DataError(message("weights must have one element per datum", site=plate, value=shape, why=why))
-    if bool((given < 0).any()) or not bool(torch.isfinite(given).all()):
-        raise DataError(message("weights must be finite and non-negative", site=plate))
-    if not bool((given > 0).any()):
-        raise DataError(message("all weights are zero", site=plate))
-    factor = Factor(given.to(torch.get_default_dtype()), (plate,))
-    sites = {
-        n: replace(s, scale=factor if s.scale is None else s.scale * factor) if plate in s.plates else s
-        for n, s in program.sites.items()
-    }
-    return replace(program, sites=sites)

@@ -73,7 +73,7 @@ class Queries:
         """The plan for a program, by the engines of the fit."""
         from ppl_em.fitting import ENGINES
         from ppl_em.plan.plan import make_plan
-        from ppl_em.problem import rule_lookup
+        from ppl_em.planner import rule_lookup
 
         return make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
 

@@ -82,7 +82,8 @@ def rerun(certificate: Certificate, model: Any, *args: Any, **options: Any) -> C
         {'z': 'summed'}
     """
     from ppl_em.fitting import ENGINES
-    from ppl_em.problem import pose, rule_lookup
+    from ppl_em.planner import rule_lookup
+    from ppl_em.problem import pose
 
     problem = pose(model, args, ENGINES, **options)
     plan = problem.plan

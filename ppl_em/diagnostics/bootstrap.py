@@ -145,7 +145,7 @@ def _refit(plan: Plan, start: Mapping[str, Tensor]) -> State:
 
 def _resampled(result: FitResult, num: int, seed: int) -> Iterator[Plan]:
     """Plans in which each datum counts as often as it was drawn."""
-    from ppl_em.problem import weighted
+    from ppl_em.planner import weighted
 
     plan = result._plan_for(())
     plate = plan.program.data_plate

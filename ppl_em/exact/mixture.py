@@ -32,7 +32,8 @@ class Mixture(Elimination):
         latent = block.latents[0]
         elements = latent.cardinality * math.prod(block.sizes[p] for p in latent.plates)
         wide = max(math.prod(block.sizes[d] for d in s.dims) for s in block.sites)
-        return Cost(6.0 * elements + 2.0 * wide * len(block.sites), 8.0 * (2 * elements + wide))
+        # Joint, responsibilities and one temporary of the widest density.
+        return Cost(6.0 * elements + 2.0 * wide * len(block.sites), 16.0 * (2 * elements + wide))
 
     def within(self, block: Block, max_bytes: float, max_flops: float) -> Mixture:
         """There is nothing to slice."""

@@ -34,6 +34,7 @@ class Plan:
         approximated: latents that no exact engine takes, with the engine that infers them.
         reasons: why each approximated latent is not exact.
         structured: observed sites whose hidden structure is summed inside their density.
+        meter: runs an E-step for :meth:`analyze`.
         restarts: number of starts.
     """
 
@@ -46,6 +47,20 @@ class Plan:
     reasons: Mapping[str, str] = field(default_factory=dict)
     method: str = "em"
     structured: tuple[StructuredSite, ...] = ()
+    meter: Any = field(default=None, compare=False, repr=False)
+
+    def analyze(self) -> Any:
+        """Run one E-step at the program's own values: predicted operations, seconds and bytes beside measured ones.
+
+        Returns:
+            An analysis; ``print`` it.
+
+        Raises:
+            PlanError: there is no E-step to run.
+        """
+        if self.meter is None:
+            raise PlanError(message("this plan cannot be run", hint="explain(model, ...) or result.plan"))
+        return self.meter(self)
 
     @property
     def exact(self) -> bool:

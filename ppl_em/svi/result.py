@@ -111,7 +111,7 @@ class ApproximateResult(FitResult):
     def _plan_of(self, program: Any) -> Plan:
         from ppl_em.fitting import ENGINES
         from ppl_em.plan.plan import make_plan
-        from ppl_em.problem import rule_lookup
+        from ppl_em.planner import rule_lookup
 
         guided = self._run.trace.names if isinstance(self._run, UserRun) else ()
         return make_plan(

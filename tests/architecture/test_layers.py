@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ppl_em"
 
 # The runtime (handlers, inference, parameter store) is spoken where programs are run, and where a fitted one
 # is handed back; the demonstration and the test kit hold programs of their own.
-SPEAKS_PYRO = ("trace", "svi", "fitted_model.py", "demo.py", "testing")
+SPEAKS_PYRO = ("trace", "svi", "fitted_model.py", "demo.py", "machine_speed.py", "testing")
 # Families are values, not runtime: rules are registered for them, and marginals are returned as such.
 KNOWS_DISTRIBUTIONS = (*SPEAKS_PYRO, "mstep", "distributions", "posterior.py", "series.py")
 

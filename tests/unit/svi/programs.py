@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_em.fitting import ENGINES
 from ppl_em.plan.plan import Plan, make_plan
-from ppl_em.problem import rule_lookup
+from ppl_em.planner import rule_lookup
 from ppl_em.trace.tracing import Source, trace_program
 
 LOADING = torch.tensor([[1.0, 0.7], [0.3, -0.4], [0.8, 0.9], [0.0, 0.6], [-0.7, -0.3]], dtype=torch.float64)

@@ -129,7 +129,7 @@ def test_a_loader_counts_its_data_in_full(model: Callable, loader: Any, num_data
     source = Source(model, (first,), {}, batch=True, time=None)
     from ppl_em.fitting import ENGINES
     from ppl_em.plan.plan import make_plan
-    from ppl_em.problem import rule_lookup
+    from ppl_em.planner import rule_lookup
     from ppl_em.trace.tracing import trace_program
 
     plan = make_plan(trace_program(source), ENGINES, rule_lookup, max_bytes=1e9, method="svi")
