@@ -68,17 +68,7 @@ def compare_steps(
             values[single] = _positioned(
                 latent.support[index], [program.plates[p].dim for p in plates], len(latent.event_shape)
             )
-    # States of other axes do not act on this one's (`require_chains`): whatever they are drawn as is as good.
-    elsewhere = {z for a in program.axes if a is not axis for pair in a.first.items() for z in pair}
-    outside = [
-        z
-        for z, v in program.latents.items()
-        if v.kind == "discrete" and z not in axis.first and z not in values and z not in elsewhere
-    ]
-    if outside:
-        raise NotVectorised(
-            message("a latent outside the time loop", site=outside[0], why="its steps cannot be compared")
-        )
+    _require_inside(program, axis, values)
     records = enumeration.some_steps(start, lambda name: values.get(name), steps)
     vector = {n: program.sites[n] for n in axis.first}
     table = enumeration.log_factors(start, vector, scopes)
@@ -108,6 +98,25 @@ def compare_steps(
                     message(f"step {step} of the time loop is not what all steps at once give", site=name)
                 )
     return f"steps {', '.join(map(str, steps))} of {axis.size} run one by one score as all steps at once do"
+
+
+def _require_inside(program: Program, axis: TimeAxis, values: Mapping[str, Tensor]) -> None:
+    """Every discrete latent is drawn, or belongs to another axis.
+
+    Raises:
+        NotVectorised: one stands outside the time loops.
+    """
+    # States of other axes do not act on this one's (`require_chains`): whatever they are drawn as is as good.
+    elsewhere = {z for a in program.axes if a is not axis for pair in a.first.items() for z in pair}
+    outside = [
+        z
+        for z, v in program.latents.items()
+        if v.kind == "discrete" and z not in axis.first and z not in values and z not in elsewhere
+    ]
+    if outside:
+        raise NotVectorised(
+            message("a latent outside the time loop", site=outside[0], why="its steps cannot be compared")
+        )
 
 
 def require_chains(program: Program) -> None:
