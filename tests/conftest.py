@@ -54,13 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    """Runs the test in float64; a test about another dtype sets it itself. Restored afterwards."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Runs a test and all its fixtures in float64; a test about another dtype sets it itself. Restored afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+    try:
+        return (yield)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ class Encoder(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear(HIDDEN[-1], 2 * vae.NUM_CODES)).float()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and scale of the codes of images."""
         loc, log_scale = self.net(x).chunk(2, -1)
         return loc, log_scale.exp()
 

@@ -121,7 +121,7 @@ def _site(site: Site, sizes: Mapping[str, int], program: Program) -> Iterator[st
     for name in site.parameters - set(program.parameters) - points:
         yield f"{here}: parameter '{name}' does not exist"
     if site.point is not None and site.point not in points:
-        yield f"{here}: scores the value of '{site.point}', which is summed"
+        yield f"{here}: scores the value of '{site.point}', which is neither a point estimate nor given by a guide"
 
 
 def _factor(where: str, factor: Factor, site: Site, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -53,8 +53,9 @@ def score_function_bound(
         draws = guide.draw(batch, parameters)
         named = bound.named(batch, parameters, draws)
         scaled = [(t, bound.scaled(t, batch)) for t in named]
-        inside = torch.zeros(batch.size if bound.plate is not None else ())
-        outside = torch.zeros(())
+        device = scaled[0][1].tensor.device
+        inside = torch.zeros(batch.size if bound.plate is not None else (), device=device)
+        outside = torch.zeros((), device=device)
         for _, factor in scaled:
             if bound.plate is not None and bound.plate in factor.dims:
                 inside = inside + factor.sum([d for d in factor.dims if d != bound.plate]).align((bound.plate,))
@@ -65,7 +66,7 @@ def score_function_bound(
         values.append((inside.detach() + outside.detach(), totals[-1].detach()))
         scores.append(_scores(bound, draws, {t.name: t.site for t in named}))
     total = torch.stack(totals).mean()
-    surrogate = torch.zeros(())
+    surrogate = torch.zeros((), device=total.device)
     local, whole = (torch.stack(v) for v in zip(*values, strict=True))
     for index, (by_datum, rest) in enumerate(scores):
         surrogate = surrogate + (_advantage(local, index) * by_datum).sum() + _advantage(whole, index) * rest
@@ -80,7 +81,7 @@ def _advantage(values: Tensor, index: int) -> Tensor:
 
 def _scores(bound: Bound, draws: Sequence[Scored], sites: Mapping[str, Scored]) -> tuple[Tensor, Tensor]:
     """Log-probabilities of draws without derivative: summed by element of the data plate, and the rest."""
-    by_datum, rest = torch.zeros(()), torch.zeros(())
+    by_datum = rest = torch.zeros((), device=draws[0].value.device)
     for q in without_derivative(draws, bound.guided):
         factor = bound.naming.factor(home_of(q, sites), q.fn.log_prob(q.value))
         if bound.plate is not None and bound.plate in factor.dims:

@@ -21,7 +21,6 @@ X = two_kinds()
 
 @pytest.fixture(scope="module")
 def result() -> ppl_em.FitResult:
-    torch.set_default_dtype(torch.float64)
     options = {"num_components": 3}
     return ppl_em.fit(mixture, X, model_kwargs=options, restarts=2, freeze="scale", coords={"data": [*range(60)]})
 

@@ -157,7 +157,7 @@ def test_a_trained_encoder_passes_and_the_report_says_so(x: torch.Tensor) -> Non
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, scale), obs=x)
 
-    settings = ppl_em.SVI(max_steps=600, lr=1e-2, hidden=(16,), validation=0.2)
+    settings = ppl_em.SVI(max_steps=1500, lr=1e-2, hidden=(16,), validation=0.2)
     result = ppl_em.fit(learnt, x, method=settings)
     found = outcomes(result)
     assert {n for n, c in found.items() if c.outcome is Outcome.FAIL} <= {"approximation", "calibration"}

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import ppl_em
 from models import gmm, hmm, vae
@@ -29,12 +28,7 @@ def fitted(which: str) -> ppl_em.FitResult:
 
 @pytest.fixture(scope="module", params=["mixture", "chain", "autoencoder"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield fitted(request.param).report(tmp_path_factory.mktemp(request.param) / f"{request.param}.html")
-    finally:
-        torch.set_default_dtype(before)
+    yield fitted(request.param).report(tmp_path_factory.mktemp(request.param) / f"{request.param}.html")
 
 
 @pytest.fixture(scope="module")

@@ -45,13 +45,8 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[ppl_em.FitResult, Path]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        result = ppl_em.fit(gmm.model, gmm.load(), restarts=2)
-        return result, result.report(tmp_path_factory.mktemp("report") / "report.html")
-    finally:
-        torch.set_default_dtype(before)
+    result = ppl_em.fit(gmm.model, gmm.load(), restarts=2)
+    return result, result.report(tmp_path_factory.mktemp("report") / "report.html")
 
 
 def test_the_sections_stand_in_order(mixture: tuple[ppl_em.FitResult, Path]) -> None:
