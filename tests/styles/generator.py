@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import constraints
@@ -18,9 +19,12 @@ from torch.distributions import constraints
 #: Ways in which a latent picks a row of a table.
 PICKS = ("bracket", "vindex", "gather", "index_select", "where", "one hot product", "embedding")
 #: Ways in which data are written down.
-LAYOUTS = ("plate", "decorator", "loop", "unrolled plate", "nested")
+LAYOUTS = ("plate", "decorator", "loop", "unrolled plate", "nested", "chain", "crossed")
 LATENTS = ("categorical", "logits", "bernoulli", "one hot", "binomial", "vector")
-EXTRAS = ("factor", "deterministic", "mask", "latent mask", "masked latent", "scale", "condition", "labels", "branch")
+EXTRAS = (
+    "factor", "deterministic", "mask", "latent mask", "masked latent", "scale", "condition", "labels",
+    "branch", "annotated", "module", "written in place",
+)  # fmt: skip
 OBSERVATIONS = ("normal", "poisson", "bernoulli", "categorical", "function")
 
 
@@ -75,6 +79,8 @@ class StyleProgram:
             "extras": rng.sample(EXTRAS, rng.choice((0, 1, 1, 2))),
             "above": rng.random() < 0.4,
         }
+        if self.choices["layout"] == "crossed":  # four elements: more latents would be too many to list
+            del self.choices["latents"][1:]
         generator = torch.Generator().manual_seed(self.seed)
         kind = self.choices["observation"]
         self.data = torch.randn(size, generator=generator)
@@ -84,6 +90,8 @@ class StyleProgram:
             self.data = torch.randint(3, (size,), generator=generator).to(torch.get_default_dtype())
         self.tables = 0.7 * torch.randn(8, 3, generator=generator)
         self.scale = 2.5 if "scale" in self.choices["extras"] else 1.0
+        self.module = PyroModule[torch.nn.Embedding](8, 3)
+        self.module.weight.data.copy_(self.tables)
 
     def __str__(self) -> str:
         return f"seed {self.seed}: {self.choices}"
@@ -111,7 +119,17 @@ class StyleProgram:
             shift = pick(pyro.param("shifts", torch.tensor([0.5, -0.8])), above, self.choices["picks"][3])
         layout = self.choices["layout"]
         size = len(data)
-        if layout == "loop":
+        if self.has("module"):
+            pyro.module("tables", self.module)
+        if layout == "chain":
+            before = None
+            for n in pyro.markov(range(size)):
+                before = self._datum(f"_{n}", data[n], shift, n, before)
+        elif layout == "crossed":
+            row = pyro.plate("rows", size, dim=-2)
+            with row, pyro.plate("columns", 2, dim=-1):
+                self._datum("", data.unsqueeze(-1).expand(size, 2), shift, (slice(None), None))
+        elif layout == "loop":
             for n in range(size):
                 self._datum(f"_{n}", data[n], shift, n)
         elif layout == "unrolled plate":
@@ -126,13 +144,14 @@ class StyleProgram:
             with pyro.plate("data", size):
                 self._datum("", data, shift, slice(None))
 
-    def _datum(self, suffix: str, data: Tensor, shift: Any, row: Any) -> None:
+    def _datum(self, suffix: str, data: Tensor, shift: Any, row: Any, before: Tensor | None = None) -> Tensor:
+        """Latents and observation of one datum, or of all data at once; returns the first latent."""
         names = self.choices["latents"]
         values: list[Tensor] = []
         known = self.has("labels") and self.choices["layout"] in ("loop", "unrolled plate") and suffix == "_0"
         shown = torch.tensor([True, False])[: self.choices["size"]][row]
         for i, kind in enumerate(names):
-            parent = values[-1] if values and self.choices["chained"] else None
+            parent = values[-1] if values and self.choices["chained"] else before
             label = torch.tensor(0.0) if known and i == 0 and kind in ("bernoulli", "binomial") else None
             if self.has("masked latent") and i == 0 and label is None:
                 with poutine.mask(mask=shown):
@@ -144,6 +163,9 @@ class StyleProgram:
             eta = pyro.deterministic(f"eta{suffix}", eta)
         if self.has("factor"):
             pyro.factor(f"tilt{suffix}", 0.3 * eta * values[0])
+        if self.has("written in place"):
+            eta = eta.clone()
+            eta += 0.1 * values[-1]
         if self.has("mask"):
             with poutine.mask(mask=shown):
                 self._observe(f"x{suffix}", eta, values, data)
@@ -154,27 +176,31 @@ class StyleProgram:
             self._observe(f"x{suffix}", eta, values, data, conditioned=True)
         else:
             self._observe(f"x{suffix}", eta, values, data)
+        return values[0]
 
     def _table(self, number: int) -> Tensor:
+        if self.has("module"):
+            return self.module(torch.tensor(number))
         return pyro.param(f"table_{number}", self.tables[number].clone())
 
     def _latent(self, name: str, kind: str, i: int, parent: Tensor | None, label: Tensor | None) -> Tensor:
         """A discrete latent as a whole number up to two."""
         table = self._table(i)
+        infer = {"enumerate": "parallel"} if self.has("annotated") and label is None else {}
         lean: Any = 0.0 if parent is None else pick(self._table(6), parent, self.choices["picks"][i])
         if kind == "bernoulli":
-            return pyro.sample(name, dist.Bernoulli(logits=table[0] + lean), obs=label)
+            return pyro.sample(name, dist.Bernoulli(logits=table[0] + lean), obs=label, infer=infer)
         if kind == "binomial":
-            return pyro.sample(name, dist.Binomial(2, logits=table[0] + lean), obs=label)
+            return pyro.sample(name, dist.Binomial(2, logits=table[0] + lean), obs=label, infer=infer)
         if kind == "vector":
             pair = torch.stack(torch.broadcast_tensors(table[0] + lean, table[1]), -1)
-            return pyro.sample(name, dist.Bernoulli(logits=pair).to_event(1)).sum(-1)
+            return pyro.sample(name, dist.Bernoulli(logits=pair).to_event(1), infer=infer).sum(-1)
         logits = table + torch.as_tensor(lean).unsqueeze(-1) * torch.tensor([1.0, 0.0, -1.0])
         if kind == "one hot":
-            return (pyro.sample(name, dist.OneHotCategorical(logits=logits)) * torch.arange(3.0)).sum(-1)
+            return (pyro.sample(name, dist.OneHotCategorical(logits=logits), infer=infer) * torch.arange(3.0)).sum(-1)
         if kind == "categorical":
-            return pyro.sample(name, dist.Categorical(logits.softmax(-1)))
-        return pyro.sample(name, dist.Categorical(logits=logits))
+            return pyro.sample(name, dist.Categorical(logits.softmax(-1)), infer=infer)
+        return pyro.sample(name, dist.Categorical(logits=logits), infer=infer)
 
     def _observe(self, name: str, eta: Tensor, values: list[Tensor], data: Tensor, conditioned: bool = False) -> None:
         kind = self.choices["observation"]
