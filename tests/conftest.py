@@ -1,4 +1,4 @@
-"""What every test gets: float64, a fixed seed, an empty parameter store; a witness of global state."""
+"""What every test gets: a fixed seed, an empty parameter store; a witness of global state."""
 
 from __future__ import annotations
 
@@ -52,17 +52,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Runs a test and all its fixtures in float64; a test about another dtype sets it itself. Restored afterwards."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        return (yield)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.fixture(autouse=True)
