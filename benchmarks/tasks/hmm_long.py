@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
-from benchmarks.task import Contender, Finish, Run, Task
+from benchmarks.contenders import categorical_hmm, plain_em
+from benchmarks.task import Contender, Run, Task
 
 T, K, V = 100_000, 8, 16
 
@@ -40,38 +41,16 @@ def model(x: torch.Tensor) -> None:
         pyro.sample(f"x_{t}", dist.Categorical(emission[z]), obs=x[t])
 
 
-def ours(num_steps_of_data: int = T) -> Run:
+def ours() -> Run:
     """The program above, fitted by plain EM."""
-    import ppl_em
-
-    values, start = data(num_steps_of_data)
-    x = torch.as_tensor(values)
-    init = {name: torch.as_tensor(value) for name, value in start.items()}
-
-    def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
-        result = ppl_em.fit(model, x, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
-
-    return run
+    x, start = data()
+    return plain_em(model, (x,), start)
 
 
 def hmmlearn() -> Run:
-    """Fits CategoricalHMM of hmmlearn from the same start, in its faster implementation (scaling)."""
-    from hmmlearn.hmm import CategoricalHMM
-
-    values, start = data()
-    symbols = values.reshape(-1, 1)
-
-    def run(num_steps: int) -> Finish:
-        hmm = CategoricalHMM(K, n_features=V, n_iter=num_steps, tol=-np.inf, init_params="", implementation="scaling")
-        hmm.startprob_, hmm.transmat_, hmm.emissionprob_ = (
-            start[name].copy() for name in ("initial", "transition", "emission")
-        )
-        hmm.fit(symbols)
-        return lambda: float(hmm.score(symbols))
-
-    return run
+    """The same model in hmmlearn."""
+    x, start = data()
+    return categorical_hmm(x.reshape(-1, 1), None, start)
 
 
 TASK = Task(

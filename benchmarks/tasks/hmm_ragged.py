@@ -8,7 +8,8 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
-from benchmarks.task import Contender, Finish, Run, Task
+from benchmarks.contenders import categorical_hmm, plain_em
+from benchmarks.task import Contender, Run, Task
 
 N, T, K, V = 1000, 200, 16, 32
 
@@ -44,36 +45,15 @@ def model(x: torch.Tensor, lengths: torch.Tensor) -> None:
 
 def ours() -> Run:
     """The program above, fitted by plain EM."""
-    import ppl_em
-
-    values, sizes, start = data()
-    x, lengths = torch.as_tensor(values), torch.as_tensor(sizes)
-    init = {name: torch.as_tensor(value) for name, value in start.items()}
-
-    def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
-        result = ppl_em.fit(model, x, lengths, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
-
-    return run
+    x, lengths, start = data()
+    return plain_em(model, (x, lengths), start)
 
 
 def hmmlearn() -> Run:
-    """Fits CategoricalHMM of hmmlearn from the same start, in its faster implementation (scaling)."""
-    from hmmlearn.hmm import CategoricalHMM
-
-    values, lengths, start = data()
-    symbols = np.concatenate([row[:n] for row, n in zip(values, lengths, strict=True)])[:, None]
-
-    def run(num_steps: int) -> Finish:
-        hmm = CategoricalHMM(K, n_features=V, n_iter=num_steps, tol=-np.inf, init_params="", implementation="scaling")
-        hmm.startprob_, hmm.transmat_, hmm.emissionprob_ = (
-            start[name].copy() for name in ("initial", "transition", "emission")
-        )
-        hmm.fit(symbols, lengths)
-        return lambda: float(hmm.score(symbols, lengths))
-
-    return run
+    """The same model in hmmlearn."""
+    x, lengths, start = data()
+    symbols = np.concatenate([row[:n] for row, n in zip(x, lengths, strict=True)])[:, None]
+    return categorical_hmm(symbols, lengths, start)
 
 
 TASK = Task(

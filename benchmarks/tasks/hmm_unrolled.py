@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
+from benchmarks.contenders import plain_em
 from benchmarks.task import Contender, Finish, Run, Task
 
 N, T, K, D = 200, 100, 16, 51
@@ -45,16 +46,8 @@ def model(x: torch.Tensor, lengths: torch.Tensor) -> None:
 
 def ours() -> Run:
     """The program above, fitted by plain EM."""
-    import ppl_em
-
-    x, lengths, init = data()
-
-    def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
-        result = ppl_em.fit(model, x, lengths, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
-
-    return run
+    x, lengths, start = data()
+    return plain_em(model, (x, lengths), start)
 
 
 def trace_enum() -> Run:

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
+from benchmarks.contenders import plain_em
 from benchmarks.task import Contender, Finish, Run, Task
 
 N, D, K = 50_000, 8, 16
@@ -36,18 +37,8 @@ def model(x: torch.Tensor) -> None:
 
 def ours() -> Run:
     """The program above, fitted by plain EM."""
-    import ppl_em
-
-    values, start = data()
-    x = torch.as_tensor(values)
-    init = {name: torch.as_tensor(value) for name, value in start.items()}
-
-    def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
-        result = ppl_em.fit(model, x, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
-
-    return run
+    x, start = data()
+    return plain_em(model, (x,), start)
 
 
 def sklearn() -> Run:

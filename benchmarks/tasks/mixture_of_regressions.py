@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 
+from benchmarks.contenders import plain_em
 from benchmarks.task import Contender, Finish, Run, Task
 
 N, D, K = 100_000, 10, 5
@@ -35,18 +36,8 @@ def model(x: torch.Tensor, y: torch.Tensor) -> None:
 
 def ours() -> Run:
     """The program above, fitted by plain EM."""
-    import ppl_em
-
     x, y, start = data()
-    tensors = torch.as_tensor(x), torch.as_tensor(y)
-    init = {name: torch.as_tensor(value) for name, value in start.items()}
-
-    def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
-        result = ppl_em.fit(model, *tensors, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
-
-    return run
+    return plain_em(model, (x, y), start)
 
 
 def by_hand() -> Run:
