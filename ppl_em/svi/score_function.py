@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ppl_em.ir import Factor
 from ppl_em.svi.batch import Batch
 from ppl_em.svi.bound import Bound, Terms, home_of
 from ppl_em.svi.guides import GuideRun
@@ -22,14 +23,15 @@ from ppl_em.svi.score import Scored
 SCORE_PARTICLES = 8
 
 
-def without_derivative(draws: Sequence[Scored], summed: Collection[str]) -> list[Scored]:
-    """The guide's draws whose values have no gradient in its parameters, though their probabilities have.
+def without_derivative(draws: Sequence[Scored], summed: Collection[str]) -> list[tuple[Scored, Tensor]]:
+    """The guide's draws whose values have no gradient in its parameters, with their log-probabilities, which have.
 
     Args:
         draws: the guide's sites.
         summed: latents of which the guide runs through all values.
     """
-    return [q for q in draws if q.name not in summed and not q.fn.has_rsample and q.fn.log_prob(q.value).requires_grad]
+    drawn = [(q, q.fn.log_prob(q.value)) for q in draws if q.name not in summed and not q.fn.has_rsample]
+    return [(q, log_prob) for q, log_prob in drawn if log_prob.requires_grad]
 
 
 def score_function_bound(
@@ -53,18 +55,11 @@ def score_function_bound(
         draws = guide.draw(batch, parameters)
         named = bound.named(batch, parameters, draws)
         scaled = [(t, bound.scaled(t, batch)) for t in named]
-        device = scaled[0][1].tensor.device
-        inside = torch.zeros(batch.size if bound.plate is not None else (), device=device)
-        outside = torch.zeros((), device=device)
-        for _, factor in scaled:
-            if bound.plate is not None and bound.plate in factor.dims:
-                inside = inside + factor.sum([d for d in factor.dims if d != bound.plate]).align((bound.plate,))
-            else:
-                outside = outside + factor.tensor.sum()
+        inside, outside = _split(bound, [factor for _, factor in scaled], batch.size)
         terms += [(t.name, f.tensor.sum()) for t, f in scaled]
         totals.append(inside.sum() + outside)
         values.append((inside.detach() + outside.detach(), totals[-1].detach()))
-        scores.append(_scores(bound, draws, {t.name: t.site for t in named}))
+        scores.append(_scores(bound, draws, {t.name: t.site for t in named}, batch.size))
     total = torch.stack(totals).mean()
     surrogate = torch.zeros((), device=total.device)
     local, whole = (torch.stack(v) for v in zip(*values, strict=True))
@@ -79,13 +74,20 @@ def _advantage(values: Tensor, index: int) -> Tensor:
     return (values[index] - values.mean(0)) * len(values) / (len(values) - 1)
 
 
-def _scores(bound: Bound, draws: Sequence[Scored], sites: Mapping[str, Scored]) -> tuple[Tensor, Tensor]:
+def _scores(bound: Bound, draws: Sequence[Scored], sites: Mapping[str, Scored], size: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities of draws without derivative: summed by element of the data plate, and the rest."""
-    by_datum = rest = torch.zeros((), device=draws[0].value.device)
-    for q in without_derivative(draws, bound.guided):
-        factor = bound.naming.factor(home_of(q, sites), q.fn.log_prob(q.value))
+    drawn = without_derivative(draws, bound.guided)
+    return _split(bound, [bound.naming.factor(home_of(q, sites), log_prob) for q, log_prob in drawn], size)
+
+
+def _split(bound: Bound, factors: Sequence[Factor], size: int) -> tuple[Tensor, Tensor]:
+    """Sums over what lies inside the data plate, by its elements (size,), and over what lies outside it."""
+    device = factors[0].tensor.device
+    inside = torch.zeros(size if bound.plate is not None else (), device=device)
+    outside = torch.zeros((), device=device)
+    for factor in factors:
         if bound.plate is not None and bound.plate in factor.dims:
-            by_datum = by_datum + factor.sum([d for d in factor.dims if d != bound.plate]).align((bound.plate,))
+            inside = inside + factor.sum([d for d in factor.dims if d != bound.plate]).align((bound.plate,))
         else:
-            rest = rest + factor.tensor.sum()
-    return by_datum, rest
+            outside = outside + factor.tensor.sum()
+    return inside, outside
