@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_em import arviz_bridge
-from ppl_em.arviz_stacking import Variables, stacked
+from ppl_em.arviz_approximate import MOMENTS, approximate_groups, draw_attributes
+from ppl_em.arviz_prior import prior_groups
+from ppl_em.arviz_stacking import Variables, labelled, stacked
 from ppl_em.errors import PplEmError
 from ppl_em.ir import Program
 from ppl_em.per_datum import separate
@@ -22,6 +24,7 @@ from ppl_em.plan.plan import Plan
 
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
+    from ppl_em.svi.result import ApproximateResult
 
 __all__ = ["to_arviz"]
 
@@ -40,7 +43,9 @@ def to_arviz(result: FitResult) -> Any:
     draw), ``posterior_predictive`` (latents drawn anew), ``reconstruction`` (latents from their posterior),
     ``observed_data``, ``constant_data`` (other arguments of the model), ``point_estimate``,
     ``point_log_likelihood`` (per datum, at the estimate), ``posterior_latent`` (probabilities of the states of
-    discrete latents), ``em_trace`` and ``em_restarts``.
+    discrete latents), ``em_trace`` and ``em_restarts``. Where global latents have priors there are also ``prior`` and
+    ``prior_predictive``. A fit by variational inference has ``svi_trace``, ``variational`` and ``sbc`` in place of those
+    of an exact one, and its ``posterior`` holds draws of the approximate posterior of global latents.
 
     A point estimate is not repeated as draws: where there are no draws of the parameters, there are no groups
     ``posterior``, ``sample_stats`` and ``log_likelihood``, and the attribute ``posterior_absent`` says why. Sites
@@ -54,25 +59,32 @@ def to_arviz(result: FitResult) -> Any:
         An ``arviz.InferenceData`` (ArviZ 0.23) or an ``xarray.DataTree`` (ArviZ 1.x). Dimensions are named by
         plates; those within an event are ``<site>_dim_0``, states ``<site>_state``.
     """
+    approximate = isinstance(result.plan, Plan) and result.plan.method == "svi"
     groups: dict[str, Variables] = {
         "point_estimate": {
-            name: _array(value, (), name) for name, value in {**result.params, **result.point_estimates}.items()
+            name: labelled(value, (), name) for name, value in {**result.params, **result.point_estimates}.items()
         },
-        "em_trace": {"objective": (("step",), result.history.numpy())},
         "em_restarts": _restarts(result),
     }
+    if not approximate:
+        groups["em_trace"] = {"objective": (("step",), result.history.numpy())}
     if isinstance(result.plan, Plan):
         program = result.plan.program
         groups["observed_data"] = stacked(_observed(program))
         groups["constant_data"] = _constant(result, program)
-        groups["point_log_likelihood"] = _point_log_likelihood(result, groups["observed_data"])
         groups["posterior_latent"] = stacked(_latents(result, program))
-        groups |= _draws(result, groups["observed_data"])
+        if approximate:
+            groups |= approximate_groups(cast("ApproximateResult", result), program)
+        else:
+            groups["point_log_likelihood"] = _point_log_likelihood(result, groups["observed_data"])
+            groups |= _draws(result, groups["observed_data"])
         groups |= _predictive(result, program)
+        groups |= prior_groups(result, program)
     datasets = _datasets(groups, _coords(result, groups))
     attrs = _attrs(result)
-    if "posterior" in datasets:
-        datasets["posterior"] = datasets["posterior"].assign_attrs(arviz_bridge.encode(_draw_attrs(result)))
+    if groups.get("posterior"):
+        about = draw_attributes(cast("ApproximateResult", result)) if approximate else _draw_attrs(result)
+        datasets["posterior"] = datasets["posterior"].assign_attrs(arviz_bridge.encode(about))
     elif (why := _why_no_draws(result)) is not None:
         attrs["posterior_absent"] = why
     return arviz_bridge.to_native(datasets, attrs)
@@ -95,7 +107,7 @@ def _fitting(coords: Mapping[str, Any], variables: Variables) -> dict[str, Any]:
 
 def _coords(result: FitResult, groups: Mapping[str, Variables]) -> dict[str, Any]:
     """The user's labels; else column names for the event dimension of the data that has as many elements."""
-    coords: dict[str, Any] = {}
+    coords: dict[str, Any] = {"moment": list(MOMENTS)}
     for columns in result._columns:
         for name, (dims, array) in groups.get("observed_data", {}).items():
             if dims and dims[-1] == f"{name}_dim_0" and array.shape[-1] == len(columns):
@@ -127,13 +139,6 @@ def _version() -> str:
         return "unknown"
 
 
-def _array(value: Tensor, plates: Iterable[str], name: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """An array with the names of its leading dimensions; the others are numbered."""
-    array = value.detach().cpu().numpy()
-    named = tuple(plates)
-    return (*named, *(f"{name}_dim_{i}" for i in range(array.ndim - len(named)))), array
-
-
 def _observed(program: Program) -> Variables:
     """Values of the observed sites, shaped by their plates."""
     found = {}
@@ -143,7 +148,7 @@ def _observed(program: Program) -> Variables:
             extra = tuple(dim for dim in site.value.dims if dim not in dims)
             sizes = {dim: program.plates[dim].size for dim in dims}
             tensor = site.value.expand(sizes).align((*dims, *extra))
-            found[site.name] = _array(tensor, (*dims, *extra), site.name)
+            found[site.name] = labelled(tensor, (*dims, *extra), site.name)
     return found
 
 
@@ -174,7 +179,7 @@ def _draws(result: FitResult, observed: Variables) -> dict[str, Variables]:
         return {}
     draws = result._draws
     groups: dict[str, Variables] = {
-        "posterior": {n: _array(v[None], arviz_bridge.SAMPLE_DIMS, n) for n, v in draws.items()},
+        "posterior": {n: labelled(v[None], arviz_bridge.SAMPLE_DIMS, n) for n, v in draws.items()},
         "sample_stats": {"lp": (arviz_bridge.SAMPLE_DIMS, draws.objective.numpy()[None])},
     }
     with contextlib.suppress(PplEmError):  # the data are one unit, or too many: no pointwise log-likelihood
@@ -207,7 +212,7 @@ def _constant(result: FitResult, program: Program) -> Variables:
     for name, value in bound.items():
         data = isinstance(value, Tensor) and value.numel() > 1
         if data and not any(value.numel() == t.numel() and torch.equal(value.reshape(-1), t.reshape(-1)) for t in seen):
-            found[name] = _array(value, (), name)
+            found[name] = labelled(value, (), name)
     return found
 
 
@@ -234,7 +239,7 @@ def _predictive(result: FitResult, program: Program) -> dict[str, Variables]:
     if PREDICTIVE_DRAWS * len(program.sites) > MAX_PREDICTIVE_RUNS:
         return {}
     groups = {"posterior_predictive": _drawn(program, result._predictive_draws)}
-    if result.plan.blocks:
+    if result.plan.blocks or result.plan.approximated:
         again = result.predict(num_samples=PREDICTIVE_DRAWS, seed=result.seed)
         groups["reconstruction"] = _drawn(program, again)
     return groups
@@ -246,7 +251,7 @@ def _drawn(program: Program, draws: Mapping[str, Tensor]) -> Variables:
         for name in site.members or (site.name,):
             if site.role == "observed" and name in draws:
                 plates = tuple(dim for dim in site.plates if dim in program.plates)
-                found[name] = _array(draws[name][None], (*arviz_bridge.SAMPLE_DIMS, *plates), name)
+                found[name] = labelled(draws[name][None], (*arviz_bridge.SAMPLE_DIMS, *plates), name)
     return stacked(found)
 
 

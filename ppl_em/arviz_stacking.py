@@ -1,14 +1,23 @@
-"""Arrays of sites ``x_0 … x_T`` as one array over time."""
+"""Tensors as arrays with named dimensions; those of sites ``x_0 … x_T`` as one array over time."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 Variables = dict[str, tuple[tuple[str, ...], np.ndarray]]
 """Arrays by name, each with its dimension names."""
+
+
+def labelled(value: Tensor, plates: Iterable[str], name: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """An array with the names of its leading dimensions; the others are numbered, ``<name>_dim_0`` and so on."""
+    array = value.detach().cpu().numpy()
+    named = tuple(plates)
+    return (*named, *(f"{name}_dim_{i}" for i in range(array.ndim - len(named)))), array
 
 
 @dataclass(frozen=True)

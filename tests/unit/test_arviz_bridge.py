@@ -195,21 +195,33 @@ def _pythons() -> list[Path]:
     return [*pyenv, *(Path(path) for path in found if path)]
 
 
-@pytest.mark.slow
-def test_the_same_with_arviz_1(tmp_path: Path) -> None:
-    """This file's tests, in an environment with ArviZ 1.x and without torch; and files cross over."""
+def arviz_1(folder: Path) -> Path:
+    """A Python interpreter with ArviZ 1.x and without torch; skips where there is none to build it from."""
     pythons = [path for path in _pythons() if subprocess.run([path, "-c", ""], check=False).returncode == 0]
     if not pythons:
         pytest.skip("no Python 3.12 or 3.13 here")
-    venv = tmp_path / "venv"
-    subprocess.run([pythons[0], "-m", "venv", venv], check=True)
-    packages = ["arviz>=1,<2", "h5netcdf", "h5py", "pandas", "pytest"]
-    subprocess.run([venv / "bin" / "python", "-m", "pip", "install", "-q", *packages], check=True)
-    stub = tmp_path / "path" / "ppl_em"
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([pythons[0], "-m", "venv", folder / "venv"], check=True)
+    packages = ["arviz>=1,<2", "h5netcdf", "h5py", "pandas", "matplotlib", "pytest"]
+    subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+def copy_bridge(folder: Path) -> Path:
+    """A package root with the bridge alone; its path."""
+    stub = folder / "path" / "ppl_em"
     stub.mkdir(parents=True)
     (stub / "__init__.py").write_text("")
     for name in ("errors.py", "arviz_datasets.py", "arviz_bridge.py"):
         shutil.copy(ROOT / "ppl_em" / name, stub)
+    return stub.parent
+
+
+@pytest.mark.slow
+def test_the_same_with_arviz_1(tmp_path: Path) -> None:
+    """This file's tests, in an environment with ArviZ 1.x and without torch; and files cross over."""
+    python = arviz_1(tmp_path)
+    root = copy_bridge(tmp_path)
     shutil.copy(__file__, tmp_path / "test_bridge.py")
     old = bridge.save(bridge.to_native(_groups(np.random.default_rng(0)), {"seed": 3}), tmp_path / "old.nc")
     code = (
@@ -221,8 +233,8 @@ def test_the_same_with_arviz_1(tmp_path: Path) -> None:
         "assert loaded['em_trace'].to_dataset().identical(fresh['em_trace'].to_dataset())\n"
         f"b.save(fresh, {str(tmp_path / 'new.nc')!r})\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{stub.parent}:{tmp_path}"}
-    run = [venv / "bin" / "python"]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"}
+    run = [python]
     subprocess.run([*run, "-c", code], check=True, env=environment, cwd=tmp_path)
     loaded = bridge.load(tmp_path / "new.nc")
     assert loaded.attrs["seed"] == 4
