@@ -35,6 +35,16 @@ class EM:
         m_step_optim: a function from parameters to a ``torch.optim.Optimizer`` for these parameters; None uses
             Newton's method or L-BFGS with a line search.
         globals: ``"point"`` (maximum a posteriori) for global continuous latents.
+        map_space: the space in which these are most probable: ``"constrained"``, as the program draws them, or
+            ``"unconstrained"``, in the coordinates of ``torch.distributions.biject_to``, where the Jacobian counts and
+            the modes of Dirichlet, Beta and Gamma priors are always interior.
+        variant: ``"batch"`` renews the expected statistics of all data at every step; ``"stepwise"`` (online EM) averages
+            those of minibatches, with an M-step after each; ``"incremental"`` renews those of one part at a time.
+        batch_size: data in a part, for tensors in memory; None takes a hundredth of them. A loader has its own batches.
+        step_exponent: κ in (1/2, 1] of the step size (t + ``step_offset``)^−κ, for ``"stepwise"``.
+        step_offset: see ``step_exponent``.
+        warm_up: data that are seen before the first M-step of ``"stepwise"``; None takes ten for each free parameter.
+        passes: times that ``"stepwise"`` goes through the data; ``max_steps`` ends it earlier.
         callback: called with the state after every step; may raise ``StopIteration`` to end the fit.
         engines: exact engines in order of preference; None uses ``ppl_em.ENGINES``.
 
@@ -50,13 +60,29 @@ class EM:
     m_step_steps: int = 10
     m_step_optim: Callable[[Any], Any] | None = None
     globals: Literal["point", "variational"] = "point"
+    map_space: Literal["constrained", "unconstrained"] = "constrained"
+    variant: Literal["batch", "stepwise", "incremental"] = "batch"
+    batch_size: int | None = None
+    step_exponent: float = 0.6
+    step_offset: float = 0.0
+    warm_up: int | None = None
+    passes: int = 3
     callback: Callable[[Any], None] | None = None
     engines: tuple[Any, ...] | None = None
 
     def __post_init__(self) -> None:
+        _one_of("map_space", self.map_space, ("constrained", "unconstrained"))
         _positive("max_steps", self.max_steps, zero=True)
         _positive("tol", self.tol, zero=True)
         _positive("m_step_steps", self.m_step_steps)
+        _one_of("variant", self.variant, ("batch", "stepwise", "incremental"))
+        _positive("batch_size", self.batch_size)
+        _positive("passes", self.passes)
+        _positive("step_offset", self.step_offset, zero=True)
+        _positive("warm_up", self.warm_up, zero=True)
+        if not 0.5 < self.step_exponent <= 1:
+            why = "the averages converge for exponents in (1/2, 1]"
+            raise PlanError(message("unknown step_exponent", value=self.step_exponent, why=why, hint="0.6"))
         if self.e_step not in ("exact", "hard", "sample"):
             raise PlanError(message("unknown e_step", value=self.e_step, hint='"exact", "hard" or "sample"'))
 

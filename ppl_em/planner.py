@@ -48,6 +48,11 @@ class Planner:
     guided: tuple[str, ...]
     tracing: Mapping[str, Any]
 
+    @property
+    def budget(self) -> float:
+        """Bytes that an E-step may use."""
+        return self.auto.memory_bytes or memory_budget()
+
     def plan(self, source: Source) -> tuple[Source, Plan]:
         """The program as it will be run, and the plan.
 
@@ -67,11 +72,11 @@ class Planner:
             plan = replace(plan, updates=by_optimiser(plan.updates))
         for entry in plan.blocks:
             verify_block(entry.block, plan.program)
-        return source, replace(plan, meter=_analyze)
+        return source, replace(plan, meter=_analyze, map_space=self.em.map_space)
 
     def _affordable(self, source: Source) -> Plan:
         """The plan; blocks beyond the budget are left to variational inference, unless EM was asked for."""
-        budget = self.auto.memory_bytes or memory_budget()
+        budget = self.budget
         limits = {"max_elements": budget / 16, "max_flops": self.auto.max_flops, "strict": self.method == "em"}
         declined: dict[str, str] = {}
         while True:
@@ -112,7 +117,7 @@ def rule_lookup(family: type) -> str | None:
     """What the registry of M-step rules promises for a family."""
     if family not in weighted_mle:
         return None
-    return {True: "closed form", "newton": "newton", "ascent": "ascent"}[weighted_mle[family].exact]
+    return {True: "closed form", "newton": "newton", "ascent": "ascent", "em": "closed form"}[weighted_mle[family].exact]
 
 
 def memory_budget() -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import transform_to
 from ppl_em.em.boundary import inside
 from ppl_em.em.closed_form import Parameters
 from ppl_em.em.e_step import EStep, expected_log_joint
+from ppl_em.em.held import find_floors
 from ppl_em.em.structured import counted_log_joint
 from ppl_em.methods import EM
 from ppl_em.mstep.gradient import gradient_ascent, quasi_newton_ascent
@@ -37,12 +38,19 @@ class Climb:
         self.names = update.parameters
         self.sites = [s for s in plan.sites() if s.parameters & set(self.names)]
         self.constraints = {n: plan.program.parameters[n].constraint for n in self.names}
+        self.floors = {n: f for n, f in find_floors(plan).items() if n in self.names}
+        #: Q over all data, where these are but a part of them.
+        self.pooled: Callable[[Mapping[str, Tensor], EStep], Tensor] | None = None
 
     def step(self, parameters: Parameters, e: EStep) -> Parameters:
         """New values of these parameters; the old ones where Q cannot be raised."""
         raise NotImplementedError
 
     def _q(self, parameters: Mapping[str, Tensor], e: EStep) -> Tensor:
+        """Q over all data."""
+        return self.objective(parameters, e) if self.pooled is None else self.pooled(parameters, e)
+
+    def objective(self, parameters: Mapping[str, Tensor], e: EStep) -> Tensor:
         """Q in terms of these parameters; sites that sum over a hidden structure enter by their counts."""
         counted = [s for s in self.sites if s.name in e.counts]
         others = [s for s in self.sites if s.name not in e.counts]
@@ -50,7 +58,18 @@ class Climb:
         return total + counted_log_joint(self.plan, counted, e.counts, parameters) if counted else total
 
     def _free(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {n: _unconstrain(self.constraints[n], parameters[n]) for n in self.names}
+        return {
+            n: self.floors[n].unconstrained(parameters[n].detach())
+            if n in self.floors
+            else _unconstrain(self.constraints[n], parameters[n])
+            for n in self.names
+        }
+
+    def _constrained(self, name: str, free: Tensor) -> Tensor:
+        """A value from unconstrained coordinates, away from boundaries where the parameter's prior is unbounded."""
+        if name in self.floors:
+            return self.floors[name].constrained(free)
+        return transform_to(self.constraints[name])(free)  # pyright: ignore[reportReturnType]
 
 
 class Newton(Climb):
@@ -67,7 +86,7 @@ class Newton(Climb):
             values, at = {}, 0
             for n, start in free.items():
                 piece = x[at : at + start.numel()].reshape(start.shape).to(parameters[n].dtype)
-                values[n] = transform_to(self.constraints[n])(piece)
+                values[n] = self._constrained(n, piece)
                 at += start.numel()
             return values
 
@@ -114,7 +133,7 @@ class Gradient(Climb):
     def _values(self) -> dict[str, Tensor]:
         """The parameters as functions of the leaves."""
         return {
-            n: leaf if self._module(n) is not None else transform_to(self.constraints[n])(leaf)
+            n: leaf if self._module(n) is not None else self._constrained(n, leaf)
             for n, leaf in self._leaves.items()
         }
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from ppl_em.em.boundary import inside, keep_zeros, outside
 from ppl_em.em.e_step import EStep
 from ppl_em.em.live_sites import scores_as_run, with_run_values
+from ppl_em.em.prior import at_point
 from ppl_em.ir import Argument, Factor, Site
 from ppl_em.mstep import NoClosedForm, WeightedSample, stationarity, weighted_mle
 from ppl_em.mstep.assemble import Assembly
+from ppl_em.mstep.block import Argument as SampleArgument
 from ppl_em.mstep.block import Block
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import Update
@@ -65,12 +67,20 @@ class ClosedForm:
         Raises:
             Refused: the rule does not apply, or its proposal is not stationary.
         """
+        return self.fit(self.sample(parameters, e), parameters)
+
+    def sample(self, parameters: Parameters, e: EStep) -> WeightedSample:
+        """The weighted sample that the rule is fitted to."""
         if all(n in e.moments for n in self.update.sites):
             given = [self._moments(s, e.moments[s.name], parameters) for s in self.sites]
-            sample = self.assembly.sample_of(given, parameters)
-        else:
-            sample = self._weighted(parameters, e)
-        return self.fit(sample, parameters)
+            return self.assembly.sample_of(given, parameters)
+        return self._weighted(parameters, e)
+
+    def arguments(self, parameters: Parameters) -> dict[str, SampleArgument]:
+        """The family's arguments over all rows at given parameters."""
+        if self.residual or not all(s.lowered for s in self.sites):
+            self._refresh(parameters)
+        return self.assembly.arguments(parameters)
 
     def fit(self, sample: WeightedSample, parameters: Parameters) -> Parameters:
         """The rule's answer to a weighted sample, as parameter values.
@@ -101,6 +111,9 @@ class ClosedForm:
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
         if self.residual or not all(s.lowered for s in self.sites):
             self._refresh(parameters)
+        for site in self.sites:
+            if site.point is not None and site.name not in self.residual:  # a prior's datum is its latent's value
+                self.assembly.replace_value(site.name, at_point(site, parameters).value)
         sample = self.assembly.sample(weights, parameters)
         if not self.verified:
             self.verify(sample)
@@ -130,6 +143,10 @@ class ClosedForm:
     def verify(self, sample: WeightedSample) -> None:
         """The claim "closed form" is proven at the first proposal by its KKT conditions."""
         small = _thinned(sample)
+        if self.rule.exact == "em":
+            self._verify_ascent(small)
+            self.verified = True
+            return
         for sweeps in (1, 3, 10):
             trial = WeightedSample(small.args, small.blocks, small.num_rows, small.event_dim)
             self._propose(trial, sweeps)
@@ -143,6 +160,16 @@ class ClosedForm:
                     f"the rule of {self.family.__name__} is not stationary at its proposal (residual {residual:.1e})"
                 )
         self.verified = True
+
+
+    def _verify_ascent(self, small: WeightedSample) -> None:
+        """A step of EM over missing elements is no maximiser: it must not lower the likelihood of what is observed."""
+        trial = WeightedSample(small.args, small.blocks, small.num_rows, small.event_dim)
+        before = float(trial.log_likelihood(self.family))
+        self._propose(trial, 1)
+        after = float(trial.log_likelihood(self.family))
+        if after < before - 1e-9 * (1 + abs(before)):
+            raise Refused(f"the rule of {self.family.__name__} lowers the likelihood by {before - after:.1e}")
 
 
 def check_density(plan: Plan, sites: list[Site], filled: list[Site], parameters: Parameters) -> None:

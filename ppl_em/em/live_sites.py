@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from ppl_em.em.prior import at_point
 from ppl_em.ir import Argument, Factor, Site
 from ppl_em.plan.plan import Plan
 from ppl_em.trace.argument_values import argument_values
@@ -15,9 +16,10 @@ from ppl_em.trace.argument_values import argument_values
 def with_run_values(plan: Plan, sites: Sequence[Site], parameters: Mapping[str, Tensor]) -> list[Site]:
     """The sites with opaque arguments replaced by their values at the given parameters.
 
-    Arguments that are links or linear predictors stay what they are. One run of the program serves all sites; none is
+    Arguments that are links or linear predictors stay what they are, and priors get their latent's newest value. One run of the program serves all sites; none is
     made where nothing is opaque.
     """
+    sites = [at_point(s, parameters) for s in sites]
     opaque = [s for s in sites if any(a.opaque for a in s.arguments.values())]
     if not opaque:
         return list(sites)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_em.em.accelerate import extrapolate
 from ppl_em.em.degenerate import Watched, collapsed, watch
 from ppl_em.em.e_step import EStep, e_step
+from ppl_em.em.held import Floor, described, divergent, find_floors
 from ppl_em.em.lowering import lower_blocks, prove
 from ppl_em.em.structured import refuse_variants, with_counts
 from ppl_em.em.updates import ClosedForm, Parameters, Refused, Updater, make_updater
@@ -43,6 +44,7 @@ class State:
         status: set on the last state.
         remaining: Aitken's estimate of what is still to gain, nats (infinite while unknown).
         detail: what the status is about, e.g. the component that collapsed.
+        divergent: part of the log-prior that values held from a boundary owe to its unbounded factor there, nats.
     """
 
     step: int
@@ -55,6 +57,16 @@ class State:
     status: Status | None = None
     remaining: float = math.inf
     detail: str = ""
+    divergent: float = 0.0
+
+    @property
+    def rank(self) -> float:
+        """What starts are compared by: the objective less unbounded factors of priors at values that are held.
+
+        Such a factor is as large as the distance at which a value is held is small: an end at the boundary is no better
+        than one in the interior for its sake.
+        """
+        return self.objective - self.divergent
 
 
 @dataclass
@@ -73,8 +85,10 @@ class Machine:
     updaters: list[Updater] = field(default_factory=list)
     lowered: dict[int, Any] = field(default_factory=dict)
     watched: tuple[Watched, ...] = ()
+    floors: dict[str, Floor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.floors = find_floors(self.plan)
         self._build()
 
     def _build(self) -> None:
@@ -104,6 +118,10 @@ class Machine:
             return harden(self.plan, parameters, e, self.settings.e_step, self.generator)
         return with_counts(self.plan, parameters, e)
 
+    def hold(self, parameters: Parameters) -> Parameters:
+        """Parameters under priors that are unbounded at a boundary, kept at their least distance from it."""
+        return {n: self.floors[n].project(v) if n in self.floors else v for n, v in parameters.items()}
+
     def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
         """M-step: every group in turn, each at the newest values of the others."""
         new = dict(parameters)
@@ -120,6 +138,10 @@ class Machine:
                 return self.maximise(parameters, self.evaluate(parameters) if e.moments else e)
         return new
 
+    def states(self, start: Parameters) -> Iterator[State]:
+        """States of a run from a start; the last one carries a status."""
+        return run_em(self, start)
+
 
 def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
     """States of EM from a start; the last one carries a status.
@@ -129,6 +151,7 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         start: constrained values.
     """
     settings = machine.settings
+    start = machine.hold(start)
     e = machine.evaluate(start)
     state = _state(machine, 0, start, e)
     if not math.isfinite(state.objective):
@@ -145,11 +168,12 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         try:
             state = _advance(machine, previous, recent)
         except (ValueError, RuntimeError) as error:
-            if not _numerical(error):
+            if not is_numerical(error):
                 raise
             yield replace(previous, status=Status.DEGENERATE, detail=str(error).split("\n")[0])
             return
         status, detail = _terminal(machine, previous, state)
+        detail = detail or described(machine.floors, state.parameters)
         remaining = stopping.update(state.objective)
         if status is None and stopping.satisfied:
             status = Status.CONVERGED
@@ -164,7 +188,8 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
 
 
 def _state(machine: Machine, step: int, parameters: Parameters, e: EStep) -> State:
-    return State(step, parameters, e.objective, e.log_likelihood, e.log_prior, e, machine.plan)
+    owed = divergent(machine.floors, parameters)
+    return State(step, parameters, e.objective, e.log_likelihood, e.log_prior, e, machine.plan, divergent=owed)
 
 
 def _advance(machine: Machine, state: State, recent: list[Parameters]) -> State:
@@ -190,6 +215,7 @@ def _advance(machine: Machine, state: State, recent: list[Parameters]) -> State:
 def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
     """The extrapolated point, if its objective is no worse than the current one; it counts as two evaluations."""
     try:
+        jump = machine.hold(jump)
         e = machine.evaluate(jump)
         if not math.isfinite(e.objective) or e.objective < state.objective:
             return None
@@ -197,7 +223,7 @@ def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
             return None
         return _state(machine, state.step + 2, jump, e)
     except (ValueError, RuntimeError) as error:
-        if not _numerical(error):
+        if not is_numerical(error):
             raise
         return None
 
@@ -218,7 +244,8 @@ def _double(state: State) -> bool:
     return all(t.dtype == torch.float64 for t in state.parameters.values())
 
 
-def _numerical(error: Exception) -> bool:
+def is_numerical(error: Exception) -> bool:
+    """Whether an error is one of the arithmetic: a matrix that is not positive definite."""
     text = str(error).lower()
     return "linalg" in type(error).__name__.lower() or any(w in text for w in ("cholesky", "singular", "positive"))
 
@@ -271,11 +298,11 @@ def remaining_gain(values: list[float]) -> float:
 
 
 def best_of(states: list[State]) -> int:
-    """Index of the best outcome: degenerate and undefined ones come last."""
+    """Index of the best outcome by :attr:`State.rank`: degenerate and undefined ones come last."""
     bad = (Status.DEGENERATE, Status.NON_FINITE, Status.NOT_MONOTONE)
 
     def key(i: int) -> tuple[bool, float]:
-        value = states[i].objective
+        value = states[i].rank
         return states[i].status not in bad, value if math.isfinite(value) else -math.inf
 
     return max(range(len(states)), key=key)

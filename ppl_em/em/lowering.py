@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.e_step import EStep, e_step
-from ppl_em.em.updates import VERIFY_DATA, ClosedForm, LeastSquares, Updater
+from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Conjugate, LeastSquares, Updater
 from ppl_em.lower.chain import LoweredChain
 from ppl_em.lower.families import LOWERINGS
 from ppl_em.lower.mixture import LoweredMixture
@@ -35,7 +35,7 @@ def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
         everything = {s.name for s in entry.block.sites}
         fits = True
         regression = kind is LoweredRegression
-        for updater in updaters:
+        for updater in _readers(updaters):
             if regression and isinstance(updater, LeastSquares):
                 fits &= set(updater.update.sites) <= names or not set(updater.update.sites) & names
                 continue
@@ -49,6 +49,11 @@ def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
         if fits:
             lowered[i] = kind(entry.block)
     return lowered
+
+
+def _readers(updaters: Sequence[Updater]) -> list[Updater]:
+    """The updaters, one for each likelihood in the place of those that combine several with a prior."""
+    return [reader for u in updaters for reader in (u.children if isinstance(u, Conjugate) else (u,))]
 
 
 def _matches(updater: ClosedForm, block: Any) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ppl_em.em.loop import Machine, State, best_of, run_em
+from ppl_em.em.loop import Machine, State, best_of
 from ppl_em.em.start import data_start, perturb
 from ppl_em.em.table_starts import broken_tables, has_tables, random_tables
 from ppl_em.em.updates import Parameters
@@ -170,7 +170,7 @@ class Runs:
         settings = self.machine.settings
         self.machine.settings = replace(settings, max_steps=limit - done)
         try:
-            for state in run_em(self.machine, values):
+            for state in self.machine.states(values):
                 _record(history, state, done)
                 if self.observe(index, replace(state, step=state.step + done)):
                     self.ended = Status.STOPPED
@@ -192,7 +192,7 @@ def _short_of_steps(state: State) -> bool:
 
 
 def _rank(outcome: Outcome) -> float:
-    value = outcome.state.objective
+    value = outcome.state.rank
     return value if value == value else float("-inf")
 
 

@@ -6,7 +6,9 @@ from typing import Protocol
 
 from ppl_em.em.climb import Gradient, Newton
 from ppl_em.em.closed_form import KKT_TOLERANCE, VERIFY_DATA, ClosedForm, Parameters, Refused
+from ppl_em.em.conjugate import Conjugate
 from ppl_em.em.e_step import EStep
+from ppl_em.em.held import find_floors
 from ppl_em.em.least_squares import LeastSquares
 from ppl_em.em.predictor import Predictors
 from ppl_em.em.tables import Tables
@@ -42,6 +44,8 @@ def make_updater(plan: Plan, update: Update, settings: EM) -> Updater | None:
     if update.by == "family":
         tables = any(structured(s) for s in plan.sites() if s.name in update.sites)
         return Tables(plan, update) if tables else ClosedForm(plan, update)
+    if update.by == "conjugate":
+        return Conjugate(plan, update, find_floors(plan))
     if update.by == "regression":
         return LeastSquares(plan, update)
     if update.by == "predictor":
@@ -55,6 +59,7 @@ __all__ = [
     "KKT_TOLERANCE",
     "VERIFY_DATA",
     "ClosedForm",
+    "Conjugate",
     "Gradient",
     "LeastSquares",
     "Newton",

@@ -123,7 +123,9 @@ _UPDATES: Mapping[str, Callable[[Any, Mapping[str, Tensor]], Any]] = {
 }
 
 
-def mode(posterior: Any, floor: Tensor | float = 0.0, space: Space = "constrained") -> Tensor:
+def mode(
+    posterior: Any, floor: Tensor | float = 0.0, space: Space = "constrained", ceiling: Tensor | float | None = None
+) -> Tensor:
     """Where the density is largest among values at least ``floor`` away from the boundary.
 
     A density that is unbounded at the boundary (a concentration below one) has its largest value at the floor; one that
@@ -132,6 +134,7 @@ def mode(posterior: Any, floor: Tensor | float = 0.0, space: Space = "constraine
     Args:
         posterior: of a family that :func:`canonical` gives.
         floor: least distance of each element from the boundary, (*batch, *event) or a number.
+        ceiling: of a Beta, the least distance from one; None takes ``floor``.
         space: whose density: of the values as the program draws them, or of their unconstrained coordinates
             (``torch.distributions.biject_to``), where the Jacobian counts and these families have an interior mode.
 
@@ -153,7 +156,7 @@ def mode(posterior: Any, floor: Tensor | float = 0.0, space: Space = "constraine
     if name == "Dirichlet":
         return _simplex_mode(posterior.concentration - 1 + free, floor)
     if name == "Beta":
-        return _interval_mode(posterior.concentration1 - 1 + free, posterior.concentration0 - 1 + free, floor)
+        return _interval_mode(posterior.concentration1 - 1 + free, posterior.concentration0 - 1 + free, floor, ceiling)
     if name == "Gamma":
         value = (posterior.concentration - 1 + free) / posterior.rate
         return torch.maximum(value.clamp(min=0.0), torch.as_tensor(floor).to(value))
@@ -187,16 +190,17 @@ def _simplex_mode(exponents: Tensor, floor: Tensor | float) -> Tensor:
     return value
 
 
-def _interval_mode(won: Tensor, lost: Tensor, floor: Tensor | float) -> Tensor:
-    """Maximise a log p + b log(1 − p) over [floor, 1 − floor]; 1/2 where a = b = 0."""
-    floor = torch.as_tensor(floor).to(won)
+def _interval_mode(won: Tensor, lost: Tensor, floor: Tensor | float, ceiling: Tensor | float | None) -> Tensor:
+    """Maximise a log p + b log(1 − p) over [floor, 1 − ceiling]; 1/2 where a = b = 0."""
+    lower = torch.as_tensor(floor).to(won)
+    upper = lower if ceiling is None else torch.as_tensor(ceiling).to(won)
     total = won + lost
     inner = torch.where(total > 0, won / torch.where(total > 0, total, 1.0), torch.full_like(won, 0.5))
     # With no positive exponent the density is largest at the end that the smaller one belongs to.
     end = torch.where(won < lost, torch.zeros_like(won), torch.ones_like(won))
     ends = (won <= 0) & (lost <= 0) & (total < 0)
     value = torch.where(ends, end, inner.clamp(0.0, 1.0))
-    return torch.minimum(torch.maximum(value, floor), 1 - floor)
+    return torch.minimum(torch.maximum(value, lower), 1 - upper)
 
 
 def _wishart_mode(posterior: Any, space: Space) -> Tensor:

@@ -34,8 +34,9 @@ class Plan:
         approximated: latents that no exact engine takes, with the engine that infers them.
         reasons: why each approximated latent is not exact.
         structured: observed sites whose hidden structure is summed inside their density.
+        map_space: the space of the priors' densities at point estimates, ``"constrained"`` or ``"unconstrained"``.
         meter: runs an E-step for :meth:`analyze`.
-        restarts: number of starts.
+        parts: how the data are gone through, where that is not all at once.
     """
 
     program: Program
@@ -47,7 +48,9 @@ class Plan:
     reasons: Mapping[str, str] = field(default_factory=dict)
     method: str = "em"
     structured: tuple[StructuredSite, ...] = ()
+    map_space: str = "constrained"
     meter: Any = field(default=None, compare=False, repr=False)
+    parts: str = ""
 
     def analyze(self) -> Any:
         """Run one E-step at the program's own values: predicted operations, seconds and bytes beside measured ones.
@@ -169,6 +172,7 @@ class Plan:
                 }
                 for s in self.structured
             ],
+            **({"parts": self.parts} if self.parts else {}),
             "points": list(self.points),
             "approximated": dict(self.approximated),
             "reasons": dict(self.reasons),

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 from ppl_em.ir import Program, Site
 from ppl_em.mstep.registry import weighted_mle
 from ppl_em.plan import structured
+from ppl_em.plan.conjugacy import Conjugacy, recognise
 
 #: Elements up to which Newton's dense Hessian of an unknown function is used.
 NEWTON_SIZE = 60
@@ -22,8 +23,9 @@ KINKED = frozenset({"Laplace", "AsymmetricLaplace", "Uniform"})
 #: Answers, for a distribution family: what its weighted maximum-likelihood rule promises (None if there is none).
 RuleLookup = Callable[[type], str | None]
 
-#: What an update works from: a family's rule, normal equations, designs of linear predictors, or Q as a function.
-Means = Literal["family", "regression", "predictor", "objective", "none"]
+#: What an update works from: a family's rule, a conjugate prior, normal equations, designs of linear predictors, or Q as
+#: a function.
+Means = Literal["family", "conjugate", "regression", "predictor", "objective", "none"]
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,17 @@ def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) ->
     """
     fed = {n: [s for s in sites if n in s.parameters] for n in program.parameters}
     free = [n for n, p in program.parameters.items() if not p.frozen]
-    why = {n: _obstacle(n, program, fed[n], lookup) for n in free}
+    points = [n for n in free if program.parameters[n].origin == "site"]
+    conjugate = {n: recognise(n, program, fed[n]) for n in points}
+    why = {n: _obstacle(n, program, fed[n], lookup, conjugate.get(n)) for n in free}
     means = {n: _means(n, program, fed[n], why[n]) for n in free}
     updates = []
     if frozen := tuple(n for n, p in program.parameters.items() if p.frozen):
         updates.append(Update("frozen", frozen, (), by="none"))
     for group in _groups([n for n in free if means[n] == "regression"], fed):
         updates.append(Update("least squares", tuple(group), _touched(group, fed), "Normal", by="regression"))
+    solved = [c for n, c in conjugate.items() if means[n] == "conjugate" and isinstance(c, Conjugacy)]
+    updates += [_by_conjugacy(c, fed) for c in solved if c.locates]
     climbed = []
     for group in _groups([n for n in free if means[n] == "predictor"], fed):
         if _size(group, program) > PREDICTOR_SIZE:
@@ -91,7 +97,13 @@ def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) ->
         assert family is not None
         rule = lookup(family) or "closed form"
         updates.append(Update(rule, tuple(group), _touched(group, fed), family.__name__))
+    updates += [_by_conjugacy(c, fed) for c in solved if not c.locates]
     return tuple(updates)
+
+
+def _by_conjugacy(found: Conjugacy, fed: Mapping[str, Sequence[Site]]) -> Update:
+    name = found.parameter
+    return Update("closed form", (name,), _touched([name], fed), found.family, by="conjugate")
 
 
 def refused(program: Program, updates: Sequence[Update], update: Update, why: str) -> tuple[Update, ...]:
@@ -137,9 +149,9 @@ def by_optimiser(updates: Sequence[Update]) -> tuple[Update, ...]:
 
 
 def _means(name: str, program: Program, sites: Sequence[Site], obstacle: str | None) -> Means:
-    if obstacle is None:
-        return "family"
     parameter = program.parameters[name]
+    if obstacle is None:
+        return "conjugate" if parameter.origin == "site" else "family"
     real = parameter.constraint in (constraints.real, constraints.real_vector)
     if parameter.origin == "site" or not sites or not real or not _only_predicts(name, sites):
         return "objective"
@@ -180,12 +192,14 @@ def _through_arguments(site: Site) -> bool:
     )
 
 
-def _obstacle(name: str, program: Program, sites: Sequence[Site], lookup: RuleLookup) -> str | None:
+def _obstacle(
+    name: str, program: Program, sites: Sequence[Site], lookup: RuleLookup, conjugate: Conjugacy | str | None = None
+) -> str | None:
     """Why a parameter has no closed form, or None if it has."""
     if not sites:
         return "no density depends on it"
-    if program.parameters[name].origin == "site":
-        return f"it has a prior ({_family(program, name)}) that is not combined with its likelihood in closed form"
+    if conjugate is not None:
+        return conjugate if isinstance(conjugate, str) else None
     if any(structured.structured(s) for s in sites):
         return structured.obstacle(name, sites)
     families = {s.family for s in sites}
@@ -221,11 +235,6 @@ def _by_objective(
 def _listed(names: Sequence[str], limit: int = 3) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def _family(program: Program, name: str) -> str:
-    site = program.sites.get(name)
-    return site.family.__name__ if site is not None and site.family is not None else "unknown"
 
 
 def _size(names: Iterable[str], program: Program) -> int:
