@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-from ppl_em.em.loop import Machine, State, run_em
+from ppl_em.em.loop import Machine, State
+from ppl_em.em.parted import machine_for, of_parts
 from ppl_em.em.restarts import Outcome, Runs, make_starts
 from ppl_em.em.runaway import warn_of_runaways
+from ppl_em.em.stepwise import settled
 from ppl_em.em.structured import refuse_impossible
 from ppl_em.em.updates import Parameters
 from ppl_em.errors import NotAvailableYet, PlanError, message
@@ -137,12 +139,13 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
         refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, generator)
         start = make_starts(machine, problem.values, problem.init, 1, problem.seed)[0]
+        machine = machine_for(problem, machine)
     for state in _isolated_states(machine, start.values, problem.seed):
         yield Iterate.of(state)
 
 
 def _isolated_states(machine: Machine, start: Parameters, seed: int) -> Iterator[State]:
-    states = run_em(machine, start)
+    states = machine.states(start)
     while True:
         with isolated(seed), torch.enable_grad():
             state = next(states, None)
@@ -162,18 +165,23 @@ def _accepted(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
-    several = problem.init != "params" and (bool(problem.plan.blocks) or problem.plan.tabulated)
+    several = problem.em.variant == "batch" and problem.init != "params" and (bool(problem.plan.blocks) or problem.plan.tabulated)
     count = restarts if restarts is not None else (DEFAULT_RESTARTS if several else 1)
     with isolated(problem.seed), torch.enable_grad(), Progress(progress, count) as bar:
         refuse_impossible(problem.plan, problem.values)
         machine = Machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = make_starts(machine, problem.values, problem.init, count, problem.seed)
+        machine = machine_for(problem, machine)
         runs = Runs(machine, _observer(bar, problem.em.callback))
         best = runs.run(starts, screen=restarts is None)
+        best = replace(best, state=settled(machine, best.state))
         machine.plan.program.leaves(best.state.parameters)  # modules hold the returned values
-        warn_of_runaways(machine, best.state)
+        if problem.parts is None:
+            warn_of_runaways(machine, best.state)
     outcomes = tuple(_restart(runs.outcomes[i]) for i in sorted(runs.outcomes))
-    return FitResult.from_em(replace(problem, plan=machine.plan), best.state, list(best.history), outcomes, coords)
+    problem = replace(problem, plan=machine.plan)
+    result = FitResult.from_em(problem, best.state, list(best.history), outcomes, coords)
+    return result if problem.parts is None else of_parts(result, machine, problem)
 
 
 def _observer(bar: Progress, callback: Callable[[Iterate], Any] | None) -> Callable[[int, State], bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_em.arguments import as_tensors, column_names
+from ppl_em.em.partition import Parts, divide
 from ppl_em.errors import DataError, ModelError, NotAvailableYet, PlanError, message
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.plan.plan import Plan
@@ -41,6 +42,8 @@ class Problem:
         weights: one weight per datum, for SVI (EM finds them as scales of the program's sites).
         loader: where a loader stood among the arguments, and the loader; ``source`` holds its first batch.
         tracing: how the program was traced, to trace it on other data.
+        parts: the data in parts, where EM goes through them so.
+        carried: averaged statistics of a fit that this one continues.
     """
 
     source: Source
@@ -56,6 +59,8 @@ class Problem:
     weights: Tensor | None = None
     loader: tuple[int, Any] | None = None
     tracing: Mapping[str, Any] = field(default_factory=dict)
+    parts: Parts | None = None
+    carried: Any = None
 
 
 def pose(
@@ -88,38 +93,44 @@ def pose(
         hint = 'method="svi", or globals="point"'
         raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint=hint))
     kwargs = dict(model_kwargs or {})
-    source, loader = _source(model, args, kwargs, seed, kind)
+    source, loader = _source(model, args, kwargs, seed)
+    carried = init._averages if isinstance(init, FitResult) else None
     if isinstance(init, Mapping):
-        check_shapes(source, init)
+        init = conformed(source, init)
     values, init = initial_values(init)
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     tracing, guide_values = _guided(guide, source, svi, kind, values, names)
     own = {n: v for n, v in values.items() if n not in guide_values}
     guided: tuple[str, ...] = tracing.pop("guided", ())
     frozen = tuple(n for n in names if n not in guide_values)
-    chosen = "svi" if guide is not None or loader is not None else kind
+    chosen = "svi" if guide is not None else kind
     given = None if weights is None else torch.as_tensor(as_tensors(weights))
     planner = Planner(em.engines or engines, em, svi, auto, chosen, own, frozen, given, guided, tracing)
     source, plan = planner.plan(source)
+    parts = None
+    if plan.method == "em":
+        try:
+            plan, parts = divide(plan, planner, source, loader)
+        except PlanError:
+            if chosen == "em":
+                raise
+            source, plan = replace(planner, method="svi").plan(source)
     if plan.method == "svi":  # other data are treated alike
         tracing = {**tracing, "strict": False, "declined": dict(plan.program.refused), "guided": guided}
     start = {n: p.init for n, p in plan.program.parameters.items()}
     guides = {n: v for n, v in values.items() if n in guide_values}
     columns = column_names(args, kwargs)
-    return Problem(source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing)
+    return Problem(source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing, parts, carried)
 
 
 def _source(
-    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int, kind: str
+    model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
 ) -> tuple[Source, tuple[int, Any] | None]:
     """The program with its data, a loader's first batch in place of the loader; where it stood, and the loader."""
     source = Source(model, as_tensors(args), as_tensors(kwargs), seed)
     position = find_loader(args)
     if position is None:
         return source, None
-    if kind == "em":
-        hint = 'method="svi", or one tensor'
-        raise NotAvailableYet(message("EM from a DataLoader is not available yet", hint=hint))
     return first_batch(source, position), (position, args[position])
 
 
@@ -199,8 +210,8 @@ def initial_values(init: Any) -> tuple[dict[str, Tensor], str]:
     raise PlanError(message("unknown init", value=shown, hint=hint))
 
 
-def check_shapes(source: Source, values: Mapping[str, Any]) -> None:
-    """Values that are given have the shapes of the program's own.
+def conformed(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that are given, in the program's precision where theirs is less; their shapes are the program's own.
 
     Raises:
         ModelError: one has another shape; named.
@@ -212,10 +223,17 @@ def check_shapes(source: Source, values: Mapping[str, Any]) -> None:
             if source.time is None:
                 raise
             run = run_program(source.model, source.args, source.kwargs)
-    shapes = {n: tuple(p.value.shape) for n, p in run.parameters.items()}
-    shapes |= {n: tuple(r.value.shape) for n, r in run.records.items() if r.role == "latent"}
+    own = {n: p.value for n, p in run.parameters.items()}
+    own |= {n: r.value for n, r in run.records.items() if r.role == "latent"}
+    found = dict(values)
     for name, value in values.items():
-        given = tuple(torch.as_tensor(as_tensors(value)).shape)
-        if name in shapes and given != shapes[name]:
-            why = f"the program's own has shape {shapes[name]}"
-            raise ModelError(message("the initial value has another shape", site=name, value=given, why=why))
+        given = torch.as_tensor(as_tensors(value))
+        if name not in own:
+            continue
+        if given.shape != own[name].shape:
+            why = f"the program's own has shape {tuple(own[name].shape)}"
+            shape = tuple(given.shape)
+            raise ModelError(message("the initial value has another shape", site=name, value=shape, why=why))
+        if given.is_floating_point() and own[name].is_floating_point():
+            found[name] = given.to(torch.promote_types(given.dtype, own[name].dtype))
+    return found

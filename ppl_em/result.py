@@ -91,6 +91,7 @@ class FitResult(Queries, Uncertainty):
     _model: Any = field(default=None, repr=False)
     _settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _engines: tuple[Any, ...] | None = field(default=None, repr=False)
+    _averages: Any = field(default=None, repr=False)
 
     @classmethod
     def from_em(

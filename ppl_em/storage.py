@@ -7,7 +7,6 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ppl_em.errors import FileError, message
+from ppl_em.plan.saved import SavedPlan
 from ppl_em.saved_arguments import pack, unpack
 from ppl_em.status import Status
 
@@ -26,33 +26,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 JSON, TENSORS = "result.json", "tensors.safetensors"
 GROUPS = ("params", "point_estimates", "guide_params")
-
-
-@dataclass(frozen=True)
-class SavedPlan:
-    """The plan of a loaded result: its text and its JSON form."""
-
-    text: str
-    content: Mapping[str, Any]
-
-    @property
-    def exact(self) -> bool:
-        """Whether exactness was claimed."""
-        return bool(self.content["exact"])
-
-    def rule_of(self, name: str) -> str:
-        """M-step rule of a parameter."""
-        for update in self.content["updates"]:
-            if name in update["parameters"]:
-                return str(update["rule"])
-        raise KeyError(name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
-        return dict(self.content)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def save(result: FitResult, path: Path, *, data: bool = False) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ppl_em.em.closed_form import Parameters
 from ppl_em.em.e_step import EStep
 from ppl_em.mstep.regression import Regression
@@ -31,8 +33,12 @@ class LeastSquares:
 
     def step(self, parameters: Parameters, e: EStep) -> Parameters:
         """New coefficients."""
+        return self.regression.solved(*self.equations(parameters, e), parameters)
+
+    def equations(self, parameters: Parameters, e: EStep) -> tuple[Tensor, Tensor]:
+        """Normal equations: Σ w/σ² x xᵀ (P, P) and Σ w/σ² x (value − loc) (P,)."""
         known = {n: e.moments[n] for n in self.update.sites if n in e.moments}
         if len(known) == len(self.sites):
-            return self.regression.solve_moments(known, parameters)
+            return self.regression.equations_of(known, parameters)
         weights = {n: (e.weights[n].factor, e.weights[n].summed) for n in self.update.sites}
-        return self.regression.solve(weights, parameters)
+        return self.regression.equations(weights, parameters)

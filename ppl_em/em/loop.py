@@ -138,6 +138,10 @@ class Machine:
                 return self.maximise(parameters, self.evaluate(parameters) if e.moments else e)
         return new
 
+    def extrapolate(self, first: Parameters, second: Parameters, third: Parameters) -> Parameters | None:
+        """A point further along the path of three iterates, or None where it is not defined."""
+        return extrapolate(self.plan, first, second, third)
+
     def states(self, start: Parameters) -> Iterator[State]:
         """States of a run from a start; the last one carries a status."""
         return run_em(self, start)
@@ -160,7 +164,7 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
     if settings.max_steps == 0 or not machine.updaters:
         yield replace(state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0)
         return
-    stopping = Stopping(settings.tol, state.objective)
+    stopping = Stopping(settings.tol, state.objective, _precision(start))
     recent: list[Parameters] = [start]
     while True:
         yield state
@@ -199,7 +203,7 @@ def _advance(machine: Machine, state: State, recent: list[Parameters]) -> State:
     del recent[:-3]
     ready = machine.settings.accelerate and machine.settings.e_step == "exact" and state.step >= WARM_UP
     if ready and len(recent) == 3 and state.step + 2 <= machine.settings.max_steps:
-        jump = extrapolate(machine.plan, *recent)
+        jump = machine.extrapolate(*recent)
         if jump is not None:
             tried = _try_jump(machine, state, jump)
             if tried is not None:
@@ -262,10 +266,12 @@ class Stopping:
     Args:
         tol: nats; 0 never stops.
         first: objective at the start.
+        precision: relative spacing of the parameters' numbers; gains finer than that are rounding.
     """
 
-    def __init__(self, tol: float, first: float) -> None:
+    def __init__(self, tol: float, first: float, precision: float = torch.finfo(torch.float64).eps) -> None:
         self.tol = tol
+        self.precision = precision
         self.values = [first]
         self.small = 0
 

@@ -194,11 +194,11 @@ class Assembly:
             Block(self._weights(k, *weights[k.site.name]), v, r)
             for k, v, r in zip(self.layouts, self._values, self._rows, strict=True)
         ]
-        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+        return WeightedSample(self.arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
 
     def sample_of(self, given: Sequence[Statistics], parameters: Mapping[str, Tensor]) -> GivenSample:
         """The weighted sample whose sufficient statistics were computed elsewhere, one entry for each site."""
-        return GivenSample(self._arguments(parameters), self._rows, given, self.num_rows, self.event_dim)
+        return GivenSample(self.arguments(parameters), self._rows, given, self.num_rows, self.event_dim)
 
     def replace_value(self, site: str, value: Factor) -> None:
         """Give a site other data of the same shape (residuals, as their mean moves)."""
@@ -238,7 +238,7 @@ class Assembly:
 
     def fitted(self, blocks: Sequence[Block], parameters: Mapping[str, Tensor]) -> WeightedSample:
         """The weighted sample of given blocks."""
-        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+        return WeightedSample(self.arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
 
     def chosen(self, weights: Sequence[Tensor], data: Tensor, parameters: Mapping[str, Tensor]) -> WeightedSample:
         """The weighted sample of a choice of the data.
@@ -248,9 +248,15 @@ class Assembly:
             data: (n,) their positions among the site's summed data.
         """
         blocks = [Block(w, v[data], r) for w, v, r in zip(weights, self._values, self._rows, strict=True)]
-        return WeightedSample(self._arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+        return WeightedSample(self.arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
 
-    def _arguments(self, parameters: Mapping[str, Tensor]) -> dict[str, Argument]:
+    @property
+    def row_numbers(self) -> Sequence[Tensor]:
+        """Numbers of each site's rows among all rows, (R_b, *E)."""
+        return self._rows
+
+    def arguments(self, parameters: Mapping[str, Tensor]) -> dict[str, Argument]:
+        """The family's arguments over all rows at given parameters."""
         arguments = {}
         for name, tie in self.maps.items():
             rows = []
@@ -307,7 +313,7 @@ class Assembly:
         result = {}
         for p, image in images.items():
             old = parameters[p]
-            new = transforms[p].inverse(image.reshape(old.shape))
+            new = transforms[p].inverse(image.reshape(transforms[p].image_shape(old.shape)))
             if transforms[p] in MATRIXWISE and not _returns(transforms[p], new, image, written[p]):
                 return None
             result[p] = new.to(old.dtype)

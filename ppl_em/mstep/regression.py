@@ -54,6 +54,12 @@ class Regression:
             weights: per site, expected weights and the dimensions over which they are summed already.
             parameters: current values.
         """
+        return self.solved(*self.equations(weights, parameters), parameters)
+
+    def equations(
+        self, weights: Mapping[str, tuple[Factor, frozenset[str]]], parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Σ w/σ² x xᵀ (P, P) and Σ w/σ² x (value − loc) (P,), arguments as for :meth:`solve`."""
         spans, total = self._spans(parameters)
         hessian = torch.zeros(total, total, dtype=torch.float64)
         gradient = torch.zeros(total, dtype=torch.float64)
@@ -61,7 +67,15 @@ class Regression:
             design = site.arguments["loc"].design
             assert design is not None
             self._add(site, design, weights[site.name], parameters, spans, hessian, gradient)
-        return self._moved(_solve(hessian, gradient), spans, parameters)
+        return hessian, gradient
+
+    def solved(self, hessian: Tensor, gradient: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The coefficients that solve normal equations about their current values."""
+        return self._moved(_solve(hessian, gradient), self._spans(parameters)[0], parameters)
+
+    def stacked(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """All coefficients as one vector (P,) in float64."""
+        return torch.cat([parameters[n].detach().double().reshape(-1) for n in self.names])
 
     def solve_moments(
         self, moments: Mapping[str, NormalEquations], parameters: Mapping[str, Tensor]
@@ -72,6 +86,12 @@ class Regression:
             moments: per site, Σ w x xᵀ and Σ w x (value − loc) of each cell.
             parameters: current values.
         """
+        return self.solved(*self.equations_of(moments, parameters), parameters)
+
+    def equations_of(
+        self, moments: Mapping[str, NormalEquations], parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`equations`, arguments as for :meth:`solve_moments`."""
         spans, total = self._spans(parameters)
         hessian = torch.zeros(total, total, dtype=torch.float64)
         gradient = torch.zeros(total, dtype=torch.float64)
@@ -87,7 +107,7 @@ class Regression:
                 at = places[known]
                 hessian.index_put_((at[:, None], at[None, :]), weight * gram[known][:, known], accumulate=True)
                 gradient.index_add_(0, at, weight * pull[known])
-        return self._moved(_solve(hessian, gradient), spans, parameters)
+        return hessian, gradient
 
     def _spans(self, parameters: Mapping[str, Tensor]) -> tuple[dict[str, slice], int]:
         """Where each parameter stands among the coefficients, and their number."""

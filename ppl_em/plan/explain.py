@@ -21,6 +21,8 @@ def render(plan: Plan) -> str:
     plates = [f"{p.name}={p.size}" + ("" if p.declared else " (undeclared)") for p in program.plates.values()]
     if plates:
         lines.append(f"  plates     {', '.join(plates)}")
+    if plan.parts:
+        lines.append(f"  data       {plan.parts}")
     lines.append("E-step")
     for block in plan.blocks:
         lines += _block(block)

@@ -1,0 +1,84 @@
+"""Fits by EM whose data come in parts: the machine for a variant, the result without data at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ppl_em.em.incremental import IncrementalMachine
+from ppl_em.em.loop import Machine
+from ppl_em.em.partition import LoaderParts
+from ppl_em.em.pooled import PooledFamily
+from ppl_em.em.stepwise import Averages, StepwiseMachine
+from ppl_em.em.streaming import StreamedMachine
+from ppl_em.em.updates import Parameters
+from ppl_em.mstep.totals import Totals
+from ppl_em.plan.saved import SavedPlan
+
+if TYPE_CHECKING:
+    from ppl_em.problem import Problem
+    from ppl_em.result import FitResult
+
+_KINDS = {"batch": StreamedMachine, "stepwise": StepwiseMachine, "incremental": IncrementalMachine}
+
+
+def machine_for(problem: Problem, machine: Machine) -> Machine:
+    """The machine that goes through the data as the problem asks.
+
+    Args:
+        problem: the fit.
+        machine: on all data, or on a loader's first batch.
+    """
+    if problem.parts is None:
+        return machine
+    made = _KINDS[problem.em.variant](machine.plan, problem.em, machine.generator, problem.parts)
+    if isinstance(made, StepwiseMachine):
+        made.carried = problem.carried
+    return made
+
+
+def of_parts(result: FitResult, machine: Machine, problem: Problem) -> FitResult:
+    """The result of a fit whose data came in parts.
+
+    A loader's data are not at hand afterwards: queries take what ``fit`` took. Averaged statistics are kept for
+    ``update``.
+    """
+    assert isinstance(machine, StreamedMachine) and problem.parts is not None
+    result = replace(result, _averages=averages_of(machine, result))
+    if not isinstance(problem.parts, LoaderParts):
+        return result
+    plan = replace(result.plan, parts=problem.plan.parts)
+    count = round(sum(p.size for p in problem.parts))
+    return replace(result, _source=None, plan=SavedPlan.of(plan), num_observations=count)
+
+
+def averages_of(machine: StreamedMachine, result: FitResult) -> Averages | None:
+    """Averaged statistics for ``update``; None where some parameters have none of fixed size."""
+    if isinstance(machine, StepwiseMachine):
+        return machine.averages
+    parameters: Parameters = {**result.params, **result.point_estimates}
+    return from_totals(machine, parameters)
+
+
+def from_totals(machine: StreamedMachine, parameters: Parameters) -> Averages | None:
+    """Averages per datum of statistics that were collected over all parts."""
+    groups = list(range(len(machine.groups)))
+    if any(g is None or not g.fixed_size for g in machine.groups):
+        return None
+    totals: dict[int, Any] = {}
+    parts, num_data = 0, 0.0
+    for part in machine.parts():
+        machine.add(totals, part, groups, parameters, parameters, part.machine.evaluate(parameters))
+        parts, num_data = parts + 1, num_data + part.size
+    if any(not g.fixed_size for g in machine.groups if g is not None):
+        return None
+    settings = machine.settings
+    named = {machine.updaters[i].update.parameters: t.scaled(1.0 / num_data) for i, t in totals.items()}
+    recipes = {
+        u.update.parameters: g.recipe
+        for u, g in zip(machine.updaters, machine.groups, strict=True)
+        if isinstance(g, PooledFamily)
+    }
+    named = {k: v.recentred() if isinstance(v, Totals) else v for k, v in named.items()}
+    plate = machine.shards.plate
+    return Averages(named, recipes, parts, num_data, plate, settings.step_exponent, settings.step_offset)
