@@ -248,6 +248,11 @@ def _double(state: State) -> bool:
     return all(t.dtype == torch.float64 for t in state.parameters.values())
 
 
+def _precision(parameters: Parameters) -> float:
+    """Relative spacing of numbers of the coarsest dtype among the parameters."""
+    return max((torch.finfo(t.dtype).eps for t in parameters.values()), default=torch.finfo(torch.float64).eps)
+
+
 def is_numerical(error: Exception) -> bool:
     """Whether an error is one of the arithmetic: a matrix that is not positive definite."""
     text = str(error).lower()
@@ -278,8 +283,8 @@ class Stopping:
     def update(self, value: float) -> float:
         """Record a new objective; the estimated remaining gain in nats."""
         self.values.append(value)
-        remaining = remaining_gain(self.values)
-        resolution = 4e-16 * abs(value) * 8
+        remaining = remaining_gain(self.values, self.precision)
+        resolution = max(3.2e-15, self.precision / 4) * abs(value)
         self.small = self.small + 1 if remaining < max(self.tol, resolution) else 0
         return remaining
 
@@ -289,12 +294,17 @@ class Stopping:
         return self.tol > 0 and self.small >= 2
 
 
-def remaining_gain(values: list[float]) -> float:
-    """Aitken's estimate of what the last three objectives leave to gain, nats (infinite if it cannot be told)."""
+def remaining_gain(values: list[float], precision: float = torch.finfo(torch.float64).eps) -> float:
+    """Aitken's estimate of what the last three objectives leave to gain, nats (infinite if it cannot be told).
+
+    Args:
+        values: objectives after each step; the last three count.
+        precision: relative spacing of the parameters' numbers; single precision leads EM round a cycle of such gains.
+    """
     if len(values) < 3:
         return math.inf
     before, last = values[-2] - values[-3], values[-1] - values[-2]
-    rounding = 1e-15 * (1 + abs(values[-1]))
+    rounding = max(1e-15, precision / 4) * (1 + abs(values[-1]))
     if last <= rounding:
         return abs(last)
     if before <= last:

@@ -240,6 +240,30 @@ def test_float32_programs_run_in_float32_and_end() -> None:
     assert result.objective == pytest.approx(reference.objective, abs=1e-3)
 
 
+def test_starts_in_single_precision_do_not_coarsen_a_program_in_double() -> None:
+    result = ppl_em.fit(mixture, X, init={"loc": torch.tensor([-1.0, 1.0], dtype=torch.float32)})
+    assert result.params["loc"].dtype == torch.float64
+    assert result.objective == pytest.approx(ppl_em.fit(mixture, X, init="params").objective, abs=1e-6)
+
+
+def test_parameters_in_single_precision_end_on_data_in_double() -> None:
+    """Rounding of the parameters leads EM round a cycle of gains, none of which is a gain."""
+
+    def single(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor([0.0, 4.0], dtype=torch.float32))
+        scale = pyro.param("scale", torch.tensor([1.0, 0.7], dtype=torch.float32), constraint=constraints.positive)
+        weights = pyro.param("weights", torch.tensor([0.6, 0.4], dtype=torch.float32), constraint=constraints.simplex)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
+
+    for seed in range(8):
+        torch.manual_seed(seed)
+        x = torch.where(torch.rand(250) < 0.6, torch.randn(250), 4 + 0.7 * torch.randn(250))
+        result = ppl_em.fit(single, x, init="params", method=EM(max_steps=200))
+        assert result.status is Status.CONVERGED, (seed, result.history[-4:])
+
+
 @pytest.mark.xfail(reason="lowered statistics are filled in the data's dtype")
 def test_float32_data_with_float64_parameters_are_computed_in_float64() -> None:
     single = X.float()
