@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,9 +13,9 @@ from ppl_em.em.closed_form import KKT_TOLERANCE, ClosedForm, Parameters, Refused
 from ppl_em.em.e_step import EStep, e_step, expected_log_joint
 from ppl_em.em.held import Floor
 from ppl_em.em.prior import prior_of
-from ppl_em.mstep import NoClosedForm
+from ppl_em.mstep import NoClosedForm, WeightedSample
 from ppl_em.mstep.conjugate import ENTRIES, Message
-from ppl_em.mstep.conjugate_posterior import as_vectors, canonical, mode, posterior
+from ppl_em.mstep.conjugate_posterior import Space, as_vectors, canonical, mode, posterior
 from ppl_em.plan.conjugacy import EVENT_DIMS, Conjugacy, Evidence, recognise
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import Update
@@ -65,7 +65,7 @@ class Conjugate:
             lowered = any(c.update.sites[0] in e.moments for c in self.children)
             self._verify(parameters, e_step(self.plan, parameters) if lowered else e)
             self.verified = True
-        return {self.name: self._mode(self.posterior(parameters, e), parameters)}
+        return {self.name: self.mode(self.posterior(parameters, e), parameters)}
 
     def prior(self, parameters: Mapping[str, Tensor]) -> Any:
         """The prior in its conjugate family, elements in the parameter's shape, float64."""
@@ -94,18 +94,25 @@ class Conjugate:
         except NoClosedForm as error:
             raise Refused(str(error)) from error
 
-    def _mode(self, found: Any, parameters: Parameters) -> Tensor:
+    def mode(self, found: Any, parameters: Parameters) -> Tensor:
+        """The mode of a posterior, inside the constraint."""
         lower = 0.0 if self.floor is None else self.floor.lower
         upper = None if self.floor is None else self.floor.upper
         try:
-            value = mode(found, lower, self.plan.map_space, upper)
+            value = mode(found, lower, cast(Space, self.plan.map_space), upper)
         except ValueError as error:
             raise Refused(str(error)) from error
         old = parameters[self.name]
         return inside(self.constraint, value.reshape(old.shape).to(old.dtype))
 
     def _message(self, evidence: Evidence, child: ClosedForm, parameters: Parameters, e: EStep) -> Message:
-        by_row = evidence.pair.message(child.sample(parameters, e), None)
+        return self.message_of(evidence, child, child.sample(parameters, e), parameters)
+
+    def message_of(
+        self, evidence: Evidence, child: ClosedForm, sample: WeightedSample, parameters: Parameters
+    ) -> Message:
+        """What a weighted sample of one site adds to the prior's hyperparameters."""
+        by_row = evidence.pair.message(sample, None)
         elements = child.assembly.maps[evidence.argument]
         (_, where, index, slope, offset) = elements.entries[0]
         assert elements.cells is not None and index is not None
@@ -133,7 +140,7 @@ class Conjugate:
     def _verify(self, parameters: Parameters, e: EStep) -> None:
         """Q with the log-prior is stationary at the mode: the derivative of the densities themselves says so."""
         found = self.posterior(parameters, e)
-        value = self._mode(found, parameters)
+        value = self.mode(found, parameters)
         residual = self._residual(found, value, parameters, e)
         tolerance = KKT_TOLERANCE if value.dtype == torch.float64 else SINGLE
         if not residual <= tolerance:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.e_step import EStep, e_step
-from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Conjugate, LeastSquares, Updater
+from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Conjugate, LeastSquares, Ridge, Updater
 from ppl_em.lower.chain import LoweredChain
 from ppl_em.lower.families import LOWERINGS
 from ppl_em.lower.mixture import LoweredMixture
@@ -53,7 +53,13 @@ def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
 
 def _readers(updaters: Sequence[Updater]) -> list[Updater]:
     """The updaters, one for each likelihood in the place of those that combine several with a prior."""
-    return [reader for u in updaters for reader in (u.children if isinstance(u, Conjugate) else (u,))]
+    found: list[Updater] = []
+    for updater in updaters:
+        if isinstance(updater, Conjugate):
+            found += updater.children
+        else:
+            found.append(updater.likelihood if isinstance(updater, Ridge) else updater)
+    return found
 
 
 def _matches(updater: ClosedForm, block: Any) -> bool:

@@ -11,6 +11,7 @@ from ppl_em.em.e_step import EStep
 from ppl_em.em.held import find_floors
 from ppl_em.em.least_squares import LeastSquares
 from ppl_em.em.predictor import Predictors
+from ppl_em.em.ridge import Ridge
 from ppl_em.em.tables import Tables
 from ppl_em.ir import Site
 from ppl_em.methods import EM
@@ -46,6 +47,8 @@ def make_updater(plan: Plan, update: Update, settings: EM) -> Updater | None:
         return Tables(plan, update) if tables else ClosedForm(plan, update)
     if update.by == "conjugate":
         return Conjugate(plan, update, find_floors(plan))
+    if update.by == "ridge":
+        return Ridge(plan, update)
     if update.by == "regression":
         return LeastSquares(plan, update)
     if update.by == "predictor":
@@ -66,6 +69,7 @@ __all__ = [
     "Parameters",
     "Predictors",
     "Refused",
+    "Ridge",
     "Updater",
     "make_updater",
 ]

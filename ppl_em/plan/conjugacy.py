@@ -74,7 +74,7 @@ def recognise(name: str, program: Program, sites: Sequence[Site]) -> Conjugacy |
     if own is None or own.family is None:
         return "it has a prior of no known family"
     shown = own.family.__name__
-    prior = _prior(name, own, program)
+    prior = prior_family(name, program, sites)
     if prior is None:
         return f"it has a prior ({shown}) that is not combined with its likelihood in closed form"
     children = [s for s in sites if s is not own]
@@ -91,9 +91,16 @@ def recognise(name: str, program: Program, sites: Sequence[Site]) -> Conjugacy |
     return Conjugacy(name, prior, tuple(evidence))
 
 
-def _prior(name: str, own: Site, program: Program) -> str | None:
-    """The conjugate family of a prior, None where it is of no such family or is masked, scaled or computed."""
-    if not own.lowered or own.mask is not None or own.scale is not None:
+def prior_family(name: str, program: Program, sites: Sequence[Site]) -> str | None:
+    """The conjugate family of a latent's prior, None where it is of no such family or is masked, scaled or computed.
+
+    Args:
+        name: of the latent.
+        program: gives the latent's shape.
+        sites: sites of the plan, the prior among them.
+    """
+    own = next((s for s in sites if s.point == name), None)
+    if own is None or own.family is None or not own.lowered or own.mask is not None or own.scale is not None:
         return None
     if any(name in a.sources for a in own.arguments.values()):
         return None
@@ -101,7 +108,7 @@ def _prior(name: str, own: Site, program: Program) -> str | None:
     with torch.no_grad():
         found = canonical(own.distribution(start))
     moving = any(a.sources for a in own.arguments.values())
-    if found is None or (moving and own.family is not None and own.family.__name__ == "Uniform"):
+    if found is None or (moving and own.family.__name__ == "Uniform"):
         return None
     return type(found).__name__
 

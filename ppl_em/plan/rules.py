@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from ppl_em.ir import Program, Site
 from ppl_em.mstep.registry import weighted_mle
 from ppl_em.plan import structured
-from ppl_em.plan.conjugacy import Conjugacy, recognise
+from ppl_em.plan.conjugacy import Conjugacy, prior_family, recognise
 
 #: Elements up to which Newton's dense Hessian of an unknown function is used.
 NEWTON_SIZE = 60
@@ -23,9 +23,9 @@ KINKED = frozenset({"Laplace", "AsymmetricLaplace", "Uniform"})
 #: Answers, for a distribution family: what its weighted maximum-likelihood rule promises (None if there is none).
 RuleLookup = Callable[[type], str | None]
 
-#: What an update works from: a family's rule, a conjugate prior, normal equations, designs of linear predictors, or Q as
-#: a function.
-Means = Literal["family", "conjugate", "regression", "predictor", "objective", "none"]
+#: What an update works from: a family's rule, a conjugate prior, normal equations (with normal priors: ridge), designs of
+#: linear predictors, or Q as a function.
+Means = Literal["family", "conjugate", "ridge", "regression", "predictor", "objective", "variational", "none"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def choose_rules(program: Program, sites: Sequence[Site], lookup: RuleLookup) ->
     updates = []
     if frozen := tuple(n for n, p in program.parameters.items() if p.frozen):
         updates.append(Update("frozen", frozen, (), by="none"))
-    for group in _groups([n for n in free if means[n] == "regression"], fed):
-        updates.append(Update("least squares", tuple(group), _touched(group, fed), "Normal", by="regression"))
+    for group in _groups([n for n in free if means[n] in ("regression", "ridge")], fed):
+        by: Means = "ridge" if any(means[n] == "ridge" for n in group) else "regression"
+        updates.append(Update("least squares", tuple(group), _touched(group, fed), "Normal", by=by))
     solved = [c for n, c in conjugate.items() if means[n] == "conjugate" and isinstance(c, Conjugacy)]
     updates += [_by_conjugacy(c, fed) for c in solved if c.locates]
     climbed = []
@@ -153,11 +154,20 @@ def _means(name: str, program: Program, sites: Sequence[Site], obstacle: str | N
     if obstacle is None:
         return "conjugate" if parameter.origin == "site" else "family"
     real = parameter.constraint in (constraints.real, constraints.real_vector)
-    if parameter.origin == "site" or not sites or not real or not _only_predicts(name, sites):
+    if parameter.origin == "site":
+        return "ridge" if _penalised(name, program, sites) else "objective"
+    if not sites or not real or not _only_predicts(name, sites):
         return "objective"
     if all(_quadratic(name, s) for s in sites):
         return "regression"
     return "predictor"
+
+
+def _penalised(name: str, program: Program, sites: Sequence[Site]) -> bool:
+    """Whether Q and the log-prior are quadratic in a latent: a coefficient of normal means under a normal prior."""
+    data = [s for s in sites if s.point != name]
+    normal = prior_family(name, program, sites) in ("Normal", "MultivariateNormal")
+    return normal and bool(data) and _only_predicts(name, data) and all(_quadratic(name, s) for s in data)
 
 
 def _only_predicts(name: str, sites: Sequence[Site]) -> bool:
