@@ -17,6 +17,7 @@ from ppl_em.ir.verify import verify_block, verify_program
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.mstep import weighted_mle
 from ppl_em.plan.choice import Unaffordable
+from ppl_em.plan.hyperparameters import refuse_hyperparameters
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.plan.rules import by_optimiser
 from ppl_em.trace.tracing import Source, trace_program
@@ -70,6 +71,12 @@ class Planner:
             plan = admitted(plan, self.svi.closed_form and self.svi.loss == "elbo")
         elif self.em.m_step_optim is not None:
             plan = replace(plan, updates=by_optimiser(plan.updates))
+        if plan.method != "svi":
+            refuse_hyperparameters(plan)
+        if self.em.globals == "variational" and self.method != "svi":
+            from ppl_em.variational_em.plan import variational_plan
+
+            plan = variational_plan(plan, rule_lookup, self.em)
         for entry in plan.blocks:
             verify_block(entry.block, plan.program)
         return source, replace(plan, meter=_analyze, map_space=self.em.map_space)

@@ -44,7 +44,23 @@ def watch(plan: Plan) -> tuple[Watched, ...]:
         for name in _spreads(site.family):
             if name in site.arguments and site.arguments[name].links:
                 found.append(Watched(site, name, FLOOR * _spread(site, name)))
-    return tuple(found)
+    return (*found, *_narrowing(plan))
+
+
+def _narrowing(plan: Plan) -> list[Watched]:
+    """Estimated scales of priors: their joint density with the point estimates grows without bound as they vanish."""
+    start = {n: p.init for n, p in plan.program.parameters.items()}
+    found = []
+    for site in plan.plain:
+        if site.point is None or not site.lowered or site.family is None:
+            continue
+        for name in _spreads(site.family):
+            if name in site.arguments and site.arguments[name].links:
+                value = site.arguments[name].evaluate(start).detach().double()
+                size = _root_diagonal(name, value) if _is_matrix(name) else value
+                # The units of a latent are unknown: only a collapse by many orders of magnitude is one.
+                found.append(Watched(site, name, FLOOR**2 * size))
+    return found
 
 
 def _spreads(family: type) -> list[str]:
