@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import DataError
+from ppl_em.ir.shapes import broadcast_shapes
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def chain_factors(log_init: Tensor, log_trans: Tensor, log_obs: Tensor) -> Chain
             f"log_trans of shape {tuple(log_trans.shape)} has {log_trans.shape[-3]} transitions for "
             f"{num_steps} steps. Try T-1 = {num_steps - 1} of them, 1, or a shared (K, K) matrix."
         )
-    batch_shape = torch.broadcast_shapes(log_init.shape[:-1], log_trans.shape[:-3], log_obs.shape[:-2])
+    batch_shape = broadcast_shapes(log_init.shape[:-1], log_trans.shape[:-3], log_obs.shape[:-2])
     return ChainFactors(
         log_init.expand(*batch_shape, num_states),
         log_trans,

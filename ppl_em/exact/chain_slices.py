@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_em.ir import Factor, Site
 from ppl_em.ir.block import Block
+from ppl_em.ir.shapes import broadcast_shapes
 from ppl_em.ir.slices import Slices
 
 Reduce = Callable[[Factor, Iterable[str]], Factor]
@@ -159,7 +160,7 @@ class Parts:
             return total
         p = self.position
         shapes = [(*t.shape[:p], *t.shape[p + 1 :]) for t, _ in self.some]
-        rest = list(torch.broadcast_shapes(*shapes, (*total.shape[:p], *total.shape[p + 1 :])))
+        rest = list(broadcast_shapes(*shapes, (*total.shape[:p], *total.shape[p + 1 :])))
         pieces = [t.expand(*rest[:p], t.shape[p], *rest[p:]) for t, _ in self.some]
         times = torch.cat([times for _, times in self.some]).to(like.device)
         base = total.expand(*rest[:p], self.steps, *rest[p:])

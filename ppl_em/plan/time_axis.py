@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_em.ir import Argument, Factor, Link, Program, Site, TimeAxis
 from ppl_em.ir.block import Axis, Block
+from ppl_em.ir.shapes import broadcast_shapes
 
 
 def axis_of(program: Program, block: Block) -> TimeAxis | None:
@@ -156,7 +157,7 @@ def _join_argument(first: Argument, rest: Argument, time: str, size: int) -> Arg
     value = _join_factor(first.value, rest.value, time, size)
     # The links and the value must vary along the same dimensions.
     if links and links[0].index.shape != value.tensor.shape:
-        shape = torch.broadcast_shapes(links[0].index.shape, value.tensor.shape)
+        shape = broadcast_shapes(links[0].index.shape, value.tensor.shape)
         if links[0].index.shape != shape:
             return None
         value = Factor(value.tensor.expand(shape), value.dims)
@@ -169,7 +170,7 @@ def _join_factor(first: Factor, rest: Factor, time: str, size: int) -> Factor:
         return rest
     dims = (time, *dict.fromkeys(d for f in (first, rest) for d in f.dims if d != time))
     a, b = first.align(dims), rest.align(dims)
-    shape = list(torch.broadcast_shapes(a.shape[1:], b.shape[1:]))
+    shape = list(broadcast_shapes(a.shape[1:], b.shape[1:]))
     pieces = [a.expand(1, *shape), b.expand(size - 1, *shape)]
     return Factor(torch.cat(pieces), dims)
 

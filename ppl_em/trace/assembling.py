@@ -18,6 +18,7 @@ from ppl_em.trace.layout import Layout
 from ppl_em.trace.observe import fill_masked
 from ppl_em.trace.probing import link_arguments
 from ppl_em.trace.record import Record
+from ppl_em.trace.scoring import scored
 from ppl_em.trace.sites import build_site
 from ppl_em.trace.survey import Survey
 from ppl_em.trace.thinning import Thinning
@@ -77,8 +78,9 @@ def assemble(
         raise PlanError(message("the set of sites changes between runs", value=changed, hint="a fixed set of sites"))
     plates = name_plates(survey.records, layout)
     thinning = Thinning(plates)
+    thinned = {n: scored(r, thinning.record(r), layout) for n, r in records.items()}
     sites = {
-        n: build_site(r, survey.records[n], scopes[n], layout, plates, sources, summed, given, thinning)
+        n: build_site(r, survey.records[n], scopes[n], layout, plates, sources, summed, given, thinned[n].log_prob())
         for n, r in records.items()
     }
     named = dict(latents)
@@ -90,9 +92,7 @@ def assemble(
         )
     for site in sites.values():
         _require_enclosed(site, named, plates, survey.records)
-    table = {
-        n: site_log_factor(thinning.record(records[n]), thinning.site(s), layout, scopes[n]) for n, s in sites.items()
-    }
+    table = {n: site_log_factor(thinned[n], thinning.site(s), layout, scopes[n]) for n, s in sites.items()}
     sites = fed_by_derivative(sites, parameters, enumeration)
     parameters, notes = infer_domains(sites, parameters, enumeration)
     sites = link_arguments(sites, parameters, enumeration, table, thinning)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_em.errors import PlanError, message
 from ppl_em.ir import Latent
+from ppl_em.ir.shapes import broadcast_shapes
 from ppl_em.trace.layout import Layout
 from ppl_em.trace.peel import Peeled
 from ppl_em.trace.record import Record, version_of
@@ -245,7 +246,7 @@ def _full_rank(record: Record, event_dim: int) -> Tensor:
     """A latent's log-density over its own values also where these are equally probable."""
     log_prob = record.log_prob()
     batch = record.value.shape[: record.value.dim() - event_dim + record.inner]
-    return log_prob.expand(torch.broadcast_shapes(log_prob.shape, batch))
+    return log_prob.expand(broadcast_shapes(log_prob.shape, batch))
 
 
 def _merge_peeled(peeled: Sequence[Peeled | None], grid: Grid, seen: Record | None) -> Peeled | None:

@@ -55,14 +55,15 @@ def directional_derivatives(
     zeros = [torch.zeros_like(o) for o in outputs]
     if not live:
         return [zeros for _ in directions]
-    (pulled,) = torch.autograd.grad(
-        [outputs[i] for i in live], [leaf], [seeds[i] for i in live], create_graph=True, allow_unused=True
-    )
+    # Scalars are differentiated: ``grad_outputs`` make torch import a computer algebra system (half a second).
+    total = sum((outputs[i] * seeds[i]).sum() for i in live)
+    (pulled,) = torch.autograd.grad(total, [leaf], create_graph=True, allow_unused=True)  # type: ignore[arg-type]
     if pulled is None or not pulled.requires_grad:
         return [zeros for _ in directions]
     results = []
     for direction in directions:
-        parts = torch.autograd.grad(pulled, [seeds[i] for i in live], direction, retain_graph=True, allow_unused=True)
+        along = (pulled * direction).sum()
+        parts = torch.autograd.grad(along, [seeds[i] for i in live], retain_graph=True, allow_unused=True)
         row = list(zeros)
         for i, part in zip(live, parts, strict=True):
             row[i] = torch.zeros_like(outputs[i]) if part is None else part

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppl_em.errors import ModelError, PlanError, message
+from ppl_em.errors import PlanError, message
 from ppl_em.ir import Argument, Factor, Latent, Plate, Site
 from ppl_em.trace.enumeration import mask_factor
 from ppl_em.trace.layout import Layout
 from ppl_em.trace.record import Record
-from ppl_em.trace.thinning import Thinning
 
 
 def build_site(
@@ -24,7 +23,7 @@ def build_site(
     sources: frozenset[str],
     summed: Mapping[str, Latent],
     points: tuple[str, ...],
-    thinning: Thinning,
+    elementwise: Tensor,
 ) -> Site:
     """Turn a record of an enumerated run into a site (links are found later).
 
@@ -35,7 +34,7 @@ def build_site(
         sources: marks of everything that is estimated.
         summed: discrete latents that are summed.
         points: latents whose values are given.
-        thinning: which elements of large plates are looked at.
+        elementwise: log-density, at some elements of large plates only; constant dimensions may have size 1.
     """
     peeled, inner = record.peeled, record.inner
     reached = marks.control & sources  # control flow may depend on these
@@ -47,8 +46,8 @@ def build_site(
             fed = frozenset(_source_name(m) for m in (marks.argument_marks.get(name, frozenset()) & sources) | reached)
             arguments[name] = Argument(named, (), fed)
         value = named_value(record, layout, scope)
-    elementwise = layout.name_dims(record, _density(thinning.record(record), record).detach(), 0, inner, scope)
-    pieces = [elementwise, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
+    density = layout.name_dims(record, elementwise.detach(), 0, inner, scope)
+    pieces = [density, value, *(a.value for a in arguments.values()), *([mask] if mask else [])]
     seen = dict.fromkeys(d for piece in pieces for d in piece.dims)
     # A latent of a single value leaves no trace in a shape.
     kept_scope = tuple(z for z in scope if z in seen or summed[z].cardinality == 1)
@@ -79,25 +78,6 @@ def build_site(
         options={} if peeled is None else dict(peeled.options),
         point=record.name if record.name in points else None,
     )
-
-
-def _density(chosen: Record, record: Record) -> Tensor:
-    """Elementwise log-density of some elements of a record.
-
-    Raises:
-        ModelError: the value's shape does not fit the distribution's.
-    """
-    try:
-        return chosen.log_prob()
-    except RuntimeError as error:
-        if "must match the size" not in str(error):
-            raise
-        batch, event = (tuple(getattr(record.fn, n, ())) for n in ("batch_shape", "event_shape"))
-        why = f"the distribution has batch shape {batch} and event shape {event}"
-        shape = tuple(record.value.shape)
-        raise ModelError(
-            message("the value does not fit its distribution", site=record.name, value=shape, why=why)
-        ) from error
 
 
 def named_value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:

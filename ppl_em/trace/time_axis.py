@@ -220,13 +220,15 @@ def _indexed(tensor: Tensor, index: Any) -> Tensor:
         raise NotVectorised(
             message("an index mixes the time step with other tensors", hint="x[t] first, then the other index")
         )
+    if any(p is Ellipsis for p in parts):
+        at = next(i for i, p in enumerate(parts) if p is Ellipsis)
+        spanned = tensor.dim() - sum(p is not None for p in parts) + 1
+        parts = (*parts[:at], *(slice(None) for _ in range(spanned)), *parts[at + 1 :])
     plain = steps[0]._plain()
     low, high = int(plain.min()), int(plain.max())
     place = next(i for i, p in enumerate(parts) if p is steps[0])
     before = 0
     for p in parts[:place]:
-        if p is Ellipsis:
-            raise NotVectorised(message("an ellipsis before the time step", hint="x[:, t]"))
         before += 0 if p is None else 1
     size = tensor.shape[before]
     if high >= size or low < -size:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import NotVectorised, message
-from ppl_em.ir import Factor, Program, TimeAxis
+from ppl_em.ir import Factor, Program, Site, TimeAxis
 from ppl_em.ir.factor import lookup
 from ppl_em.trace.enumeration import Enumeration, site_log_factor
 from ppl_em.trace.observe import fill_masked
 from ppl_em.trace.record import Record
+from ppl_em.trace.scoring import scored
 from ppl_em.trace.time_axis import Axis
 
 
@@ -71,7 +72,7 @@ def compare_steps(
     _require_inside(program, axis, values)
     records = enumeration.some_steps(start, lambda name: values.get(name), steps)
     vector = {n: program.sites[n] for n in axis.first}
-    table = enumeration.log_factors(start, vector, scopes)
+    table = _all_steps(enumeration, start, vector, scopes)
     for step in steps:
         if step < axis.history or any(step - lag not in steps for lag in range(1, axis.history + 1)):
             continue
@@ -98,6 +99,18 @@ def compare_steps(
                     message(f"step {step} of the time loop is not what all steps at once give", site=name)
                 )
     return f"steps {', '.join(map(str, steps))} of {axis.size} run one by one score as all steps at once do"
+
+
+def _all_steps(
+    enumeration: Enumeration,
+    start: Mapping[str, Tensor],
+    sites: Mapping[str, Site],
+    scopes: Mapping[str, tuple[str, ...]],
+) -> dict[str, Factor]:
+    """Log-factors of the steps run at once."""
+    records = {n: fill_masked(r) for n, r in enumeration.run(start).items() if n in sites}
+    records = {n: scored(r, r, enumeration.layout) for n, r in records.items()}
+    return {n: site_log_factor(r, sites[n], enumeration.layout, scopes[n]) for n, r in records.items()}
 
 
 def _require_inside(program: Program, axis: TimeAxis, values: Mapping[str, Tensor]) -> None:

@@ -19,8 +19,8 @@ from ppl_em.trace.thinning import Thinning
 
 #: Replays at most; each covers one value of every element, so that small supports are covered completely.
 MAX_REPLAYS = 8
-#: Programs of more sites, or larger plates, are replayed fewer times: their like sites are witnesses for each other.
-MANY_SITES, FEW_REPLAYS = 400, 3
+#: Programs of more sites, or latents of more elements, are replayed fewer times: like ones are witnesses for each other.
+MANY_SITES, MANY_ELEMENTS, FEW_REPLAYS = 400, 20_000, 3
 
 
 def replay(
@@ -53,9 +53,9 @@ def replay(
     start = {n: p.init for n, p in program.parameters.items()}
     largest = max(v.cardinality for v in latents.values())
     count = min(max(2, largest), MAX_REPLAYS)
-    if len(program.sites) > MANY_SITES or thinning.index:
-        count = min(count, FEW_REPLAYS)
     draws = Draws(latents, enumeration.seen, seed)
+    if len(program.sites) > MANY_SITES or max(index.numel() for index in draws.offset.values()) > MANY_ELEMENTS:
+        count = min(count, FEW_REPLAYS)
     comparison = Comparison(program, enumeration, table, thinning)
     for step in range(count):
         index = draws.at(step)
