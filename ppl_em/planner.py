@@ -124,7 +124,9 @@ def rule_lookup(family: type) -> str | None:
     """What the registry of M-step rules promises for a family."""
     if family not in weighted_mle:
         return None
-    return {True: "closed form", "newton": "newton", "ascent": "ascent", "em": "closed form"}[weighted_mle[family].exact]
+    return {True: "closed form", "newton": "newton", "ascent": "ascent", "em": "closed form"}[
+        weighted_mle[family].exact
+    ]
 
 
 def memory_budget() -> float:

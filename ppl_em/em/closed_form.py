@@ -161,7 +161,6 @@ class ClosedForm:
                 )
         self.verified = True
 
-
     def _verify_ascent(self, small: WeightedSample) -> None:
         """A step of EM over missing elements is no maximiser: it must not lower the likelihood of what is observed."""
         trial = WeightedSample(small.args, small.blocks, small.num_rows, small.event_dim)

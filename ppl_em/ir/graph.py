@@ -211,6 +211,8 @@ class Site:
         options: constructor arguments of the family that are not tensors.
         point: the latent whose value is given among the parameters and scored by this site (the prior of a point
             estimate, the density of a sampled latent), or None.
+        missing: True where an element of the observed value is missing (the mask, or the family, leaves it out); None
+            where all are observed, and in stacks.
     """
 
     name: str
@@ -229,6 +231,7 @@ class Site:
     members: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     point: str | None = None
+    missing: Factor | None = None
 
     def distribution(self, parameters: Mapping[str, Tensor]) -> Any:
         """The site's distribution at given parameters, batch dimensions in the order of ``dims + inner``."""

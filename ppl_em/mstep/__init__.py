@@ -8,6 +8,7 @@ from ppl_em.mstep import (  # noqa: F401
     compound,
     discrete,
     low_rank,
+    missing,
     multivariate,
     normal,
     overdispersed,

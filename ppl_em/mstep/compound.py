@@ -14,6 +14,7 @@ from ppl_em.distributions.compound import TRANSFORMS, Compound, MaskedPair, Mixt
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.constraint import constraint_of
 from ppl_em.mstep.inner import newton_rule
+from ppl_em.mstep.missing import without_gaps
 from ppl_em.mstep.part import Part, flattened
 from ppl_em.mstep.registry import Exactness, Rule, weighted_mle
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
@@ -149,7 +150,7 @@ def _sweep(sample: WeightedSample, family: type[MixtureOf], known: Mapping[str, 
         shares = _in_order(flat, size, sample.event_dim) if apart else _shares(sample, family, flat)
         weights = flat.weights[:, None].double() * shares
         counts.append(Block(weights.sum(-1), torch.arange(size, device=weights.device), flat.rows))
-        blocks.append(Block(weights.flatten(0, 1), block.values, block.rows))
+        blocks.append(without_gaps(Block(weights.flatten(0, 1), block.values, block.rows), inner.event_dim))
     prefix = "mixture_"
     own = {n.removeprefix(prefix): n for n in sample.args if n.startswith(prefix)}
     arguments = {

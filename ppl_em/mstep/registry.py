@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
 
-Exactness = Literal[True, "newton", "ascent"]
+Exactness = Literal[True, "newton", "ascent", "em"]
 Residual = Callable[[WeightedSample], Tensor]
 
 
@@ -22,7 +22,8 @@ class Rule:
         family: the class that it was registered for.
         fit: proposes new values for every free argument of a sample.
         exact: ``True`` for a closed form, ``"newton"`` for an inner iteration run to rounding, ``"ascent"``
-            for a rule that only promises not to decrease the likelihood.
+            for a rule that only promises not to decrease the likelihood, ``"em"`` for one that does so in closed form
+            from expected statistics of data that are missing.
         residuals: first-order conditions of arguments where the plain gradient does not vanish at the maximum
             (a kink or the edge of the support): argument name → scaled residual of each cell.
         ceilings: largest values that are proposed where the likelihood may have no maximum: argument name →

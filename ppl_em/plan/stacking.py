@@ -74,6 +74,7 @@ def stack_sites(
     Returns:
         Stacked sites, the steps of each, and which elements of stacked latents are alive.
     """
+    entries = masked_alike(list(entries))
     groups: dict[Any, list[tuple[int, Site]]] = {}
     seen: dict[Any, int] = {}
     for step, renamed, site in entries:
@@ -92,6 +93,28 @@ def stack_sites(
             if mask is not None:
                 alive[stacked.name] = mask
     return sites, times, alive
+
+
+def masked_alike(entries: list[tuple[int, Site, Site]]) -> list[tuple[int, Site, Site]]:
+    """Like sites get masks over the same dimensions where any of them has one (a step at which something is missing).
+
+    Args:
+        entries: as for :func:`stack_sites`.
+    """
+    keys = [_signature(replace(r, mask=None), s) if s.lowered and s.role == "observed" else None for _, r, s in entries]
+    dims: dict[Any, dict[str, int]] = {}
+    for key, (_, renamed, _) in zip(keys, entries, strict=True):
+        if key is not None and renamed.mask is not None:
+            dims.setdefault(key, {}).update(renamed.mask.sizes)
+    result = []
+    for key, (step, renamed, site) in zip(keys, entries, strict=True):
+        if key in dims:
+            names = tuple(d for d in (*renamed.dims, *renamed.inner) if d in dims[key])
+            mask = renamed.mask or Factor(torch.tensor(True), ())
+            wide = mask.align(names).expand([dims[key][d] for d in names])
+            renamed = replace(renamed, mask=Factor(wide, names))
+        result.append((step, renamed, site))
+    return result
 
 
 def _rename(site: Site, position: Mapping[str, int], time: int, axis: Axis) -> Site:
@@ -211,13 +234,13 @@ def _stack(members: list[Site], time: str) -> Site:
     first = members[0]
     names = tuple(n for s in members for n in s.members)
     if len(members) == 1:
-        return replace(first, members=names)
+        return replace(first, members=names, missing=None)
     arguments = {n: _stack_argument([s.arguments[n] for s in members], time) for n in first.arguments}
     value = _stack_factor([s.value for s in members], time)
     mask = None if first.mask is None else _stack_factor([s.mask for s in members if s.mask is not None], time)
     varies = any(time in f.dims for f in (value, *(a.value for a in arguments.values()), *([mask] if mask else [])))
     dims = first.scope + ((time,) if varies else ()) + first.plates
-    return replace(first, arguments=arguments, value=value, mask=mask, dims=dims, members=names)
+    return replace(first, arguments=arguments, value=value, mask=mask, dims=dims, members=names, missing=None)
 
 
 def _stack_factor(factors: list[Factor], time: str) -> Factor:

@@ -121,7 +121,6 @@ def _join(first: Site, rest: Site, time: str, size: int) -> Site | None:
         and first.inner == rest.inner
         and first.plates == rest.plates
         and set(first.arguments) == set(rest.arguments)
-        and (first.mask is None) == (rest.mask is None)
         and first.options == rest.options
     )
     if not alike:
@@ -133,8 +132,12 @@ def _join(first: Site, rest: Site, time: str, size: int) -> Site | None:
             return None
         arguments[name] = joined
     value = _join_factor(first.value, rest.value, time, size)
-    mask = None if first.mask is None or rest.mask is None else _join_factor(first.mask, rest.mask, time, size)
-    return replace(rest, arguments=arguments, value=value, mask=mask, members=(*first.members, *rest.members))
+    mask = None
+    if first.mask is not None or rest.mask is not None:  # something is missing at one of them only
+        whole = Factor(torch.tensor(True), ())
+        mask = _join_factor(first.mask or whole, rest.mask or whole, time, size)
+    members = (*first.members, *rest.members)
+    return replace(rest, arguments=arguments, value=value, mask=mask, members=members, missing=None)
 
 
 def _join_argument(first: Argument, rest: Argument, time: str, size: int) -> Argument | None:

@@ -15,6 +15,7 @@ from ppl_em.trace.enumeration import Enumeration, site_log_factor
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.gradient_witness import fed_by_derivative
 from ppl_em.trace.layout import Layout
+from ppl_em.trace.missing import alike
 from ppl_em.trace.observe import fill_masked
 from ppl_em.trace.probing import link_arguments
 from ppl_em.trace.record import Record
@@ -83,6 +84,7 @@ def assemble(
         n: build_site(r, survey.records[n], scopes[n], layout, plates, sources, summed, given, thinned[n].log_prob())
         for n, r in records.items()
     }
+    sites = alike(sites)
     named = dict(latents)
     for name, latent in summed.items():
         extra = tuple(b for (z, _), b in layout.batches.items() if z == name)

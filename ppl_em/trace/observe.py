@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.errors import DataError, message
+from ppl_em.trace.missing import reach
 from ppl_em.trace.record import Record, version_of
+from ppl_em.trace.stray_nan import refuse_stray_nan
 
 
 def check_observations(records: Mapping[str, Record]) -> None:
     """Refuse data that no density can score.
 
     Raises:
-        DataError: NaN, infinite, outside the support, or empty; the site, the number of bad elements and the first.
+        DataError: infinite, outside the support, or empty; NaN anywhere but in an observed value (there it means
+            missing); the site, the number of bad elements and the first.
     """
+    refuse_stray_nan(records)
     for record in records.values():
         if record.role != "observed" or record.peeled is None:
             continue
@@ -28,9 +33,6 @@ def check_observations(records: Mapping[str, Record]) -> None:
             raise DataError(message("nothing is observed (an empty tensor)", site=name, value=tuple(value.shape)))
         counted = _counted(record)
         if value.is_floating_point():
-            _refuse(
-                name, value, torch.isnan(value) & counted, "NaN in observed data", "removing or imputing these elements"
-            )
             _refuse(name, value, torch.isinf(value) & counted, "infinite values in observed data", "removing them")
         inside = None if _varies(record) else _inside_support(record)
         if inside is not None:
@@ -60,7 +62,10 @@ def fill_masked(record: Record) -> Record:
     if unmasked or not value.is_floating_point() or not bool(torch.isnan(value).any()):
         return record
     usable = value[torch.isfinite(value)]
-    filled = torch.where(torch.isnan(value), usable[0] if usable.numel() else torch.zeros((), dtype=value.dtype), value)
+    gone = torch.isnan(value)
+    if record.hidden is not None:  # these are gaps, which the family knows
+        gone &= ~record.hidden if record.hidden.shape == value.shape else ~torch.ones_like(gone)
+    filled = torch.where(gone, usable[0] if usable.numel() else torch.zeros((), dtype=value.dtype), value)
     return replace(record, value=filled, version=version_of(filled, record.peeled))
 
 
@@ -70,32 +75,20 @@ def _counted(record: Record) -> Tensor:
     counted = torch.ones(value.shape, dtype=torch.bool, device=value.device)
     if record.mask is not None:
         mask = torch.as_tensor(record.mask, device=value.device)
-        counted = _shaped(mask, value, event_dim)
+        counted = reach(mask, value, event_dim)
     if record.peeled is not None and record.peeled.mask is not None:
         mask = torch.as_tensor(record.peeled.mask, device=value.device)
-        counted = counted & _shaped(mask, value, event_dim - record.peeled.inner)
+        counted = counted & reach(mask, value, event_dim - record.peeled.inner)
     return counted
-
-
-def _shaped(mask: Tensor, value: Tensor, event_dim: int) -> Tensor:
-    mask = mask.reshape(tuple(mask.shape) + (1,) * event_dim)
-    try:
-        shape = torch.broadcast_shapes(mask.shape, value.shape)
-        full = mask.expand(shape)
-    except RuntimeError:
-        return torch.ones_like(value, dtype=torch.bool)
-    while full.dim() > value.dim():
-        full = full.any(0)
-    for axis, size in enumerate(value.shape):
-        if size == 1 and full.shape[axis] > 1:
-            full = full.any(axis, keepdim=True)
-    return full
 
 
 def _inside_support(record: Record) -> Tensor | None:
     assert record.peeled is not None
+    value = record.value
+    if value.is_floating_point():  # gaps are inside any support
+        value = without_gaps(value, record.peeled.base)
     try:
-        inside = record.peeled.base.support.check(record.value)
+        inside = record.peeled.base.support.check(value)
     except (NotImplementedError, AttributeError, RuntimeError):
         return None
     extra = record.value.dim() - inside.dim()

@@ -10,6 +10,7 @@ import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
+from ppl_em.distributions.partly_observed import PartlyObservedMixture
 from ppl_em.trace.compounds import compound_parts
 from ppl_em.trace.given import event_dim_of, given_arguments
 
@@ -81,6 +82,8 @@ def peel(fn: Any, given: Any = None) -> Peeled:
     made_of = compound_parts(source)
     if made_of is not None:
         family, tensors, event_dims = made_of
+        if isinstance(fn, PartlyObservedMixture):
+            family = type(fn)
         return Peeled(fn, inner, mask, {n: compact(t) for n, t in tensors.items()}, event_dims, {}, family)
     constraints = fn.arg_constraints if hasattr(fn, "arg_constraints") else {}
     for name in given_arguments(source, constraints):

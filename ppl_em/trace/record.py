@@ -45,6 +45,7 @@ class Record:
         markov: depth of ``pyro.markov`` contexts around it, and the depths of the sites visible in them.
         elementwise: log-density, where it was put together from several execution paths.
         reinterpreted: number of batch dimensions that ``.to_event`` made part of the event, where ``peeled`` is None.
+        hidden: True where an element of an observed value is missing (NaN), shaped as the value; None where none is.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Record:
     markov: tuple[int, Mapping[str, int]] = (0, {})
     elementwise: Tensor | None = None
     reinterpreted: int = 0
+    hidden: Tensor | None = None
 
     @property
     def inner(self) -> int:

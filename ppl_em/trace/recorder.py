@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from ppl_em.errors import ModelError, message
 from ppl_em.trace.footprint import GIVEN
+from ppl_em.trace.missing import Seen, seen_part
 from ppl_em.trace.peel import peel
 from ppl_em.trace.provenance import Provenance, tensors_in
 from ppl_em.trace.record import Frame, ParameterSeen, Record, version_of
@@ -133,9 +134,11 @@ class Recorder(Messenger):
         frames = self._frames(msg)
         role = "factor" if isinstance(fn, (dist.Unit, dist.Delta)) else ("observed" if msg["is_observed"] else "latent")
         given = msg["infer"].pop(GIVEN, fn) if msg["infer"] else fn
-        peeled = None if role == "factor" else peel(fn, given)
         mask, scale = msg["mask"], msg["scale"]
         value = msg["value"] if drawn is None else drawn
+        seen = seen_part(name, fn, value, mask, given) if role == "observed" else Seen(fn, value)
+        fn, value = seen.fn, seen.value
+        peeled = None if role == "factor" else peel(fn, given)
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value)
         infer = msg["infer"] or {}
@@ -152,6 +155,7 @@ class Recorder(Messenger):
             infer=dict(infer),
             steps=tuple((f.name, f.counter) for f in msg["cond_indep_stack"] if f.dim is None),
             markov=(infer.get("_markov_depth", 0), dict(infer.get("_markov_scope", {}))),
+            hidden=seen.hidden,
         )
         if self.provenance is not None:
             self._trace_marks(record, msg)

@@ -77,7 +77,14 @@ def build_site(
         members=(record.name,),
         options={} if peeled is None else dict(peeled.options),
         point=record.name if record.name in points else None,
+        missing=_missing(record, layout, scope),
     )
+
+
+def _missing(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor | None:
+    if record.hidden is None or record.peeled is None:
+        return None
+    return layout.name_dims(record, record.hidden, len(record.peeled.base.event_shape), record.inner, scope)
 
 
 def named_value(record: Record, layout: Layout, scope: tuple[str, ...]) -> Factor:
