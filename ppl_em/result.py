@@ -143,6 +143,11 @@ class FitResult(Queries, Uncertainty):
         return self.status is Status.CONVERGED
 
     @property
+    def log_prior(self) -> float:
+        """What the priors of point estimates add to the log-likelihood, nats: 0 where there are none."""
+        return self.objective - self._likelihood("log_prior") if self.objective_name == "log_posterior" else 0.0
+
+    @property
     def aic(self) -> float:
         """Akaike's information criterion, −2 log L + 2 k; smaller is better."""
         return -2 * self._likelihood("aic") + 2 * self.num_parameters
@@ -211,8 +216,11 @@ class FitResult(Queries, Uncertainty):
         return relabel(self, by)
 
     def __str__(self) -> str:
+        parts = ""
+        if self.objective_name == "log_posterior" and self.log_likelihood is not None:
+            parts = f" (log_likelihood {self.log_likelihood:.6f}, log_prior {self.log_prior:.6f})"
         lines = [
-            f"{self.objective_name} {self.objective:.6f} after {self.num_steps} steps, "
+            f"{self.objective_name} {self.objective:.6f}{parts} after {self.num_steps} steps, "
             f"{self.num_parameters} parameters, {self.num_observations} observations",
             f"{self.status.name.lower()}: {self.status}" + (f" ({self.detail})" if self.detail else ""),
         ]

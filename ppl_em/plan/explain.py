@@ -29,7 +29,8 @@ def render(plan: Plan) -> str:
     for site in plan.structured:
         lines += _structured(site)
     if plan.points:
-        lines.append(f"  point      {_names(plan.points)}: global, continuous; maximum a posteriori")
+        space = " in unconstrained coordinates" if plan.map_space == "unconstrained" else ""
+        lines.append(f"  point      {_names(plan.points)}: global, continuous; maximum a posteriori{space}")
     for name, engine in plan.approximated.items():
         lines.append(f"  {engine:<10} {name}: {plan.reasons[name]}")
     if not (plan.blocks or plan.approximated or plan.structured):
@@ -37,6 +38,9 @@ def render(plan: Plan) -> str:
     lines.append("M-step")
     for update in plan.updates:
         names = ", ".join(f"{n}{_shape(plan, n)}" for n in update.parameters)
+        if update.by == "variational":
+            lines.append(f"  {update.rule} q({names}) = {update.family}, from {_names(update.sites)}")
+            continue
         where = f" of {update.family} at {_names(update.sites)}" if update.family else ""
         lines.append(f"  {update.rule:<13} {names}{where}")
         if update.why:
@@ -68,6 +72,8 @@ def render_html(plan: Plan) -> str:
 def _headline(plan: Plan) -> str:
     if plan.method == "svi" and not plan.approximated:
         return "gradient ascent of the exact objective" + (" (every latent is summed)" if plan.blocks else "")
+    if plan.approximated and plan.method == "em":
+        return "variational Bayes EM (sums exact, factors of the global latents mean-field)"
     if plan.approximated:
         return "variational inference" + (" with some latents summed exactly" if plan.blocks else "")
     if plan.blocks or plan.structured:

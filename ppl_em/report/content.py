@@ -113,6 +113,7 @@ def _fit(result: FitResult) -> dict[str, Any]:
         "objective_name": result.objective_name.replace("_", "-"),
         "objective": result.objective,
         "log_likelihood": result.log_likelihood,
+        "log_prior": result.log_prior if result.log_likelihood is not None else None,
         "exact": result.exact,
         "status": str(result.status),
         "detail": result.detail,
