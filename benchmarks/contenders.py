@@ -1,4 +1,4 @@
-"""Contenders that several tasks share: plain EM of a Pyro program, and hmmlearn's HMM of symbols."""
+"""Contenders that several tasks share: plain EM of a Pyro program, and hmmlearn's hidden Markov models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def plain_em(model: Callable[..., None], arrays: tuple[Any, ...], start: Mapping
     """
     import ppl_em
 
-    args = [torch.as_tensor(a) for a in arrays]
-    init = {name: torch.as_tensor(value) for name, value in start.items()}
+    args = [torch.as_tensor(a, device=torch.get_default_device()) for a in arrays]
+    init = {name: torch.as_tensor(value, device=torch.get_default_device()) for name, value in start.items()}
 
     def run(num_steps: int) -> Finish:
         method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
@@ -45,13 +45,43 @@ def categorical_hmm(symbols: np.ndarray, lengths: Any, start: Mapping[str, np.nd
     states, num_symbols = start["emission"].shape
 
     def run(num_steps: int) -> Finish:
-        hmm = CategoricalHMM(
-            states, n_features=num_symbols, n_iter=num_steps, tol=-np.inf, init_params="", implementation="scaling"
-        )
-        hmm.startprob_, hmm.transmat_, hmm.emissionprob_ = (
-            start[name].copy() for name in ("initial", "transition", "emission")
-        )
-        hmm.fit(symbols, lengths)
-        return lambda: float(hmm.score(symbols, lengths))
+        hmm = CategoricalHMM(states, n_features=num_symbols, **_settings(num_steps))
+        hmm.emissionprob_ = start["emission"].copy()
+        return _fitted(hmm, symbols, lengths, start)
 
     return run
+
+
+def gaussian_hmm(x: np.ndarray, lengths: Any, start: Mapping[str, np.ndarray]) -> Run:
+    """Fits GaussianHMM of hmmlearn with diagonal covariances from the same start, without its priors.
+
+    Args:
+        x: (steps, D), sequences one after the other.
+        lengths: number of steps of each sequence, None for one sequence.
+        start: ``initial`` (K,), ``transition`` (K, K), ``loc`` and ``scale`` (K, D).
+    """
+    from hmmlearn.hmm import GaussianHMM
+
+    def run(num_steps: int) -> Finish:
+        hmm = GaussianHMM(
+            len(start["loc"]),
+            covariance_type="diag",
+            min_covar=0.0,
+            covars_prior=0.0,
+            covars_weight=1.0,
+            **_settings(num_steps),
+        )
+        hmm.means_, hmm.covars_ = start["loc"].copy(), start["scale"] ** 2
+        return _fitted(hmm, x, lengths, start)
+
+    return run
+
+
+def _settings(num_steps: int) -> dict[str, Any]:
+    return {"n_iter": num_steps, "tol": -np.inf, "init_params": "", "implementation": "scaling"}
+
+
+def _fitted(hmm: Any, x: np.ndarray, lengths: Any, start: Mapping[str, np.ndarray]) -> Finish:
+    hmm.startprob_, hmm.transmat_ = start["initial"].copy(), start["transition"].copy()
+    hmm.fit(x, lengths)
+    return lambda: float(hmm.score(x, lengths))

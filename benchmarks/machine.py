@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "hmmlearn")
+PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", "hmmlearn", "crowd-kit", "stepmix", "numba")
 
 
 def describe() -> dict[str, str]:
@@ -25,6 +25,13 @@ def describe() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def accelerators() -> tuple[str, ...]:
+    """Returns the devices beside the processor that torch can compute on."""
+    import torch
+
+    return ("cuda",) if torch.cuda.is_available() else ()
 
 
 def _processor() -> str:

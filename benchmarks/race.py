@@ -8,14 +8,16 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from benchmarks.task import Task
+from benchmarks.task import OURS, Task
 
 ROOT = Path(__file__).parents[1]
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Outcome:
             not small, the number of steps was too small for this machine.
         log_likelihood: Reached after the larger number of steps, in nats.
         seconds: All times of the longer run.
+        peak: Peak of memory in multiples of the data, the data themselves included; None where not measured.
     """
 
     step_seconds: float
@@ -36,6 +39,7 @@ class Outcome:
     spread: float
     log_likelihood: float
     seconds: tuple[float, ...]
+    peak: float | None = None
 
 
 class BenchmarkError(RuntimeError):
@@ -47,21 +51,21 @@ class _Worker:
     name: str
     process: subprocess.Popen[str]
 
-    def answer(self) -> dict[str, float]:
+    def answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise BenchmarkError(f"{self.name} ended with status {self.process.wait()}")
         return json.loads(line)
 
-    def run(self, num_steps: int) -> dict[str, float]:
+    def order(self, what: str, num_steps: int) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{num_steps}\n")
+        self.process.stdin.write(f"{what} {num_steps}\n")
         self.process.stdin.flush()
         return self.answer()
 
 
-def race(name: str, task: Task, threads: int, repeats: int) -> dict[str, Outcome]:
+def race(name: str, task: Task, threads: int, repeats: int, devices: Sequence[str] = ()) -> dict[str, Outcome]:
     """Times all contenders of a task, in turns: a slow spell of the machine hits all of them alike.
 
     Args:
@@ -69,31 +73,65 @@ def race(name: str, task: Task, threads: int, repeats: int) -> dict[str, Outcome
         task: The task.
         threads: Threads that each process may use.
         repeats: Rounds; the first one, which warms up, is not counted.
+        devices: Accelerators on which ours runs too, as a further contender each.
 
     Returns:
-        Outcome by contender.
+        Outcome by contender; contenders that are not installed are missing.
 
     Raises:
         BenchmarkError: A contender failed, or equal algorithms reached different likelihoods.
     """
-    steps = {other: contender.num_steps or task.num_steps for other, contender in task.contenders.items()}
-    times: dict[str, list[tuple[float, float]]] = {other: [] for other in task.contenders}
+    runners = {other: c for other, c in task.contenders.items() if c.needs is None or installed(c.needs)}
+    if OURS in runners:
+        runners.update({on_device(device): runners[OURS] for device in devices})
+    steps = {other: contender.num_steps or task.num_steps for other, contender in runners.items()}
+    times: dict[str, list[tuple[float, float]]] = {other: [] for other in runners}
     reached: dict[str, float] = {}
+    peaks: dict[str, float | None] = {}
     with contextlib.ExitStack() as stack:
-        workers = [stack.enter_context(_worker(name, other, threads)) for other in task.contenders]
+        workers = [stack.enter_context(_worker(name, other, threads)) for other in runners]
         for worker in workers:
             worker.answer()
         for round_ in range(min(repeats, task.max_repeats) + 1):
             for worker in workers:
-                short, long = (worker.run(num_steps) for num_steps in steps[worker.name])
+                short, long = (worker.order("run", num_steps) for num_steps in steps[worker.name])
                 if round_ > 0:
                     times[worker.name].append((short["seconds"], long["seconds"]))
                 reached[worker.name] = long["log_likelihood"]
-    _check_agreement(task, reached)
-    return {other: _outcome(times[other], steps[other], reached[other]) for other in task.contenders}
+        for worker in workers:
+            peaks[worker.name] = _peak(task, worker, steps[worker.name][0])
+    _check_agreement({other: reached[other] for other, c in runners.items() if c.same_algorithm}, task.tolerance)
+    return {other: _outcome(times[other], steps[other], reached[other], peaks[other]) for other in runners}
 
 
-def _outcome(times: list[tuple[float, float]], num_steps: tuple[int, int], reached: float) -> Outcome:
+def profile(name: str, contender: str, task: Task, threads: int = 1) -> str:
+    """Returns where one contender spends the time of its longer run, as text."""
+    short, long = task.contenders[contender].num_steps or task.num_steps
+    with _worker(name, contender, threads) as worker:
+        worker.answer()
+        worker.order("run", short)
+        return worker.order("profile", long)["profile"]
+
+
+def installed(distribution: str) -> bool:
+    """Whether a distribution is installed."""
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _peak(task: Task, worker: _Worker, num_steps: int) -> float | None:
+    if task.memory is None:
+        return None
+    growth = worker.order("memory", num_steps)["growth"]
+    return None if growth is None else 1.0 + growth / task.memory
+
+
+def _outcome(
+    times: list[tuple[float, float]], num_steps: tuple[int, int], reached: float, peak: float | None = None
+) -> Outcome:
     """Separates steps from start, round by round: the two runs of a round saw the same machine."""
     short, long = num_steps
     steps = [(b - a) / (long - short) for a, b in times]
@@ -106,21 +144,27 @@ def _outcome(times: list[tuple[float, float]], num_steps: tuple[int, int], reach
         spread=(quartiles[2] - quartiles[0]) / abs(step),
         log_likelihood=reached,
         seconds=tuple(b for _, b in times),
+        peak=peak,
     )
 
 
-def _check_agreement(task: Task, reached: dict[str, float]) -> None:
+def _check_agreement(reached: dict[str, float], tolerance: float) -> None:
     """A ratio means something only if both did the same work."""
-    same = {name: reached[name] for name, contender in task.contenders.items() if contender.same_algorithm}
-    if same and max(same.values()) - min(same.values()) > task.tolerance:
-        raise BenchmarkError(f"different log-likelihoods after equal steps: {same}")
+    if reached and max(reached.values()) - min(reached.values()) > tolerance:
+        raise BenchmarkError(f"different log-likelihoods after equal steps: {reached}")
+
+
+def on_device(device: str) -> str:
+    """The name of ours as a contender on an accelerator."""
+    return f"{OURS} ({device})"
 
 
 @contextlib.contextmanager
-def _worker(task: str, contender: str, threads: int) -> Iterator[_Worker]:
-    environment = {**os.environ, **{name: str(threads) for name in THREAD_VARIABLES}}
+def _worker(task: str, name: str, threads: int) -> Iterator[_Worker]:
+    environment = {**os.environ, **{variable: str(threads) for variable in THREAD_VARIABLES}}
+    contender, _, device = name.partition(" (") if name.startswith(f"{OURS} (") else (name, "", "cpu)")
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.worker", task, contender, str(threads)],
+        [sys.executable, "-m", "benchmarks.worker", task, contender, str(threads), device.rstrip(")")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -128,7 +172,7 @@ def _worker(task: str, contender: str, threads: int) -> Iterator[_Worker]:
         env=environment,
     )
     try:
-        yield _Worker(contender, process)
+        yield _Worker(name, process)
     finally:
         if process.stdin is not None:
             process.stdin.close()
