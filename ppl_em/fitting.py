@@ -28,6 +28,8 @@ from ppl_em.result import FitResult, Restart
 from ppl_em.status import Status
 from ppl_em.svi.fitting import fit_svi, iterate_svi
 from ppl_em.trace.footprint import isolated
+from ppl_em.variational_em.machine import VariationalMachine, make_machine
+from ppl_em.variational_em.result import VariationalResult
 
 #: Exact engines in order of preference; the first that accepts a block within the budget takes it.
 ENGINES: tuple[Any, ...] = (Mixture(), Chain(), Elimination())
@@ -137,7 +139,7 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
     generator = torch.Generator().manual_seed(problem.seed)
     with isolated(problem.seed), torch.enable_grad():
         refuse_impossible(problem.plan, problem.values)
-        machine = Machine(problem.plan, problem.em, generator)
+        machine = make_machine(problem.plan, problem.em, generator)
         start = make_starts(machine, problem.values, problem.init, 1, problem.seed)[0]
         machine = machine_for(problem, machine)
     for state in _isolated_states(machine, start.values, problem.seed):
@@ -169,7 +171,7 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
     count = restarts if restarts is not None else (DEFAULT_RESTARTS if several else 1)
     with isolated(problem.seed), torch.enable_grad(), Progress(progress, count) as bar:
         refuse_impossible(problem.plan, problem.values)
-        machine = Machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
+        machine = make_machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = make_starts(machine, problem.values, problem.init, count, problem.seed)
         machine = machine_for(problem, machine)
         runs = Runs(machine, _observer(bar, problem.em.callback))
@@ -180,7 +182,8 @@ def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coord
             warn_of_runaways(machine, best.state)
     outcomes = tuple(_restart(runs.outcomes[i]) for i in sorted(runs.outcomes))
     problem = replace(problem, plan=machine.plan)
-    result = FitResult.from_em(problem, best.state, list(best.history), outcomes, coords)
+    kind = VariationalResult if isinstance(machine, VariationalMachine) else FitResult
+    result = kind.from_em(problem, best.state, list(best.history), outcomes, coords)
     return result if problem.parts is None else of_parts(result, machine, problem)
 
 

@@ -29,15 +29,22 @@ def separate(plan: Plan) -> bool:
     return plate is not None and inside
 
 
-def contributions(plan: Plan, parameters: Mapping[str, Tensor], *, scaled: bool = False) -> Tensor:
+def contributions(
+    plan: Plan,
+    parameters: Mapping[str, Tensor],
+    *,
+    scaled: bool = False,
+    factors: Mapping[str, Factor] | None = None,
+) -> Tensor:
     """As :func:`log_prob`, differentiable.
 
     Args:
         plan: the plan.
         parameters: constrained values.
         scaled: with scales and weights applied, as each datum counted in the fit.
+        factors: log-factor of each site; None evaluates them at these values.
     """
-    factors = site_factors(plan, parameters)
+    factors = site_factors(plan, parameters) if factors is None else factors
     plate = plan.program.data_plate
     keep = (plate,) if plate is not None and separate(plan) else ()
     sizes = {p: plan.program.plates[p].size for p in plan.program.plates}

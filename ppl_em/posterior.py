@@ -24,6 +24,7 @@ class Posterior(SeriesQueries):
     Args:
         plan: how the latents are contracted.
         parameters: constrained values.
+        factors: log-factor of each site of the plan's blocks; None evaluates them at these values.
 
     Example:
         >>> import ppl_em, torch, pyro, pyro.distributions as dist
@@ -37,9 +38,12 @@ class Posterior(SeriesQueries):
         torch.Size([4, 2])
     """
 
-    def __init__(self, plan: Plan, parameters: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            factors = site_factors(plan, parameters)
+    def __init__(
+        self, plan: Plan, parameters: Mapping[str, Tensor], factors: Mapping[str, Factor] | None = None
+    ) -> None:
+        if factors is None:
+            with torch.no_grad():
+                factors = site_factors(plan, parameters)
         self.plan, self._parameters = plan, parameters
         self._parameters = dict(parameters)
         self._factors = factors

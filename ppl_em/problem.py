@@ -89,9 +89,6 @@ def pose(
     if not callable(model):
         raise ModelError(message("the model is not callable", value=type(model).__name__, hint="fit(model, *args)"))
     em, svi, auto, kind = settings_of(method)
-    if em.globals == "variational":
-        hint = 'method="svi", or globals="point"'
-        raise NotAvailableYet(message('EM(globals="variational") is not available yet', hint=hint))
     kwargs = dict(model_kwargs or {})
     source, loader = _source(model, args, kwargs, seed)
     carried = init._averages if isinstance(init, FitResult) else None
@@ -107,6 +104,9 @@ def pose(
     given = None if weights is None else torch.as_tensor(as_tensors(weights))
     planner = Planner(em.engines or engines, em, svi, auto, chosen, own, frozen, given, guided, tracing)
     source, plan = planner.plan(source)
+    if em.globals == "variational" and loader is not None:
+        what = 'EM(globals="variational") from a DataLoader is not available yet'
+        raise NotAvailableYet(message(what, hint='one tensor, or globals="point"'))
     parts = None
     if plan.method == "em":
         try:

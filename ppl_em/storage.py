@@ -106,6 +106,8 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     from ppl_em.result import FitResult, Restart
     from ppl_em.svi.result import ApproximateResult
     from ppl_em.trace.tracing import Source
+    from ppl_em.variational_em.plan import CONJUGATE_UPDATE
+    from ppl_em.variational_em.result import VariationalResult
 
     path = Path(path)
     try:
@@ -136,6 +138,8 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         source = Source(model, args, {k: unpack(v, tensors) for k, v in header["kwargs"].items()}, header["seed"])
     _restore_module(model, groups["params"])
     kind = ApproximateResult if header["objective_name"] == "elbo" else FitResult
+    if any(u["rule"] == CONJUGATE_UPDATE for u in header["plan"]["updates"]):
+        kind = VariationalResult
     return kind(
         params=groups["params"],
         point_estimates=groups["point_estimates"],

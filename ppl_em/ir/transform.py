@@ -18,12 +18,18 @@ class Transform:
         forward: parameter to argument values, same shape.
         inverse: argument values to parameter.
         elementwise: False if rows (the last axis) are transformed together, as by softmax.
+        longer: how many more elements than the parameter a row of the argument values has.
     """
 
     name: str
     forward: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
     elementwise: bool = True
+    longer: int = 0
+
+    def image_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """Shape of the argument values that come from a parameter of a shape."""
+        return (*shape[:-1], shape[-1] + self.longer) if self.longer else tuple(shape)
 
 
 def _softplus_inverse(x: Tensor) -> Tensor:
@@ -37,6 +43,17 @@ def _log(x: Tensor) -> Tensor:
 
 def _logit(x: Tensor) -> Tensor:
     return _log(x) - _log(1 - x)
+
+
+def _break_stick(x: Tensor) -> Tensor:
+    left = (1 - x).cumprod(-1)
+    one = torch.ones_like(x[..., :1])
+    return torch.cat([x, one], -1) * torch.cat([one, left], -1)
+
+
+def _breaks(pieces: Tensor) -> Tensor:
+    left = pieces.flip(-1).cumsum(-1).flip(-1)[..., :-1]
+    return torch.where(left > 0, pieces[..., :-1] / torch.where(left > 0, left, 1.0), 0.5)
 
 
 IDENTITY = Transform("identity", lambda x: x, lambda x: x)
@@ -69,3 +86,7 @@ MATRIXWISE: tuple[Transform, ...] = (
     Transform("L Lᵀ", lambda x: x @ x.mT, lambda x: torch.linalg.cholesky(x), elementwise=False),
     Transform("cholesky", lambda x: torch.linalg.cholesky(x), lambda x: x @ x.mT, elementwise=False),
 )
+
+#: Of rows of one element less: each takes its part of what is left of a stick of length one (the stick-breaking
+#: construction of a truncated Dirichlet process).
+STICK_BREAKING = Transform("stick breaking", _break_stick, _breaks, elementwise=False, longer=1)

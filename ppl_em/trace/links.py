@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.ir import Factor, Link
-from ppl_em.ir.transform import ELEMENTWISE, IDENTITY, MATRIXWISE, ROWWISE, Transform
+from ppl_em.ir.transform import ELEMENTWISE, IDENTITY, MATRIXWISE, ROWWISE, STICK_BREAKING, Transform
 
 #: Families that normalise the rows of these arguments themselves.
 NORMALISED = frozenset({"Categorical", "OneHotCategorical", "OneHotCategoricalStraightThrough", "Multinomial"})
@@ -143,9 +143,15 @@ def _simplified(name: str, index: Tensor, transform: Transform, slope: Tensor, o
 
 def _rowwise(first: Probe, second: Probe, sources: Sequence[str]) -> tuple[Link, ...]:
     links = _transformed(first, second, sources, (IDENTITY, *ROWWISE, *ELEMENTWISE[1:]))
-    if links or len(sources) != 1:
+    if links:
         return links
-    # A two-sided probability: elements p and 1 − p of the same parameter.
+    return _two_sided(first, second, sources) or _transformed(first, second, sources, (STICK_BREAKING,))
+
+
+def _two_sided(first: Probe, second: Probe, sources: Sequence[str]) -> tuple[Link, ...]:
+    """A probability and its complement: elements p and 1 − p of the same parameter."""
+    if len(sources) != 1:
+        return ()
     name = sources[0]
     pieces = []
     for probe in (first, second):

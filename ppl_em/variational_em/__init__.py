@@ -1,0 +1,1 @@
+"""Coordinate-ascent variational Bayes for conjugate exponential-family programs."""

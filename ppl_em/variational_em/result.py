@@ -1,0 +1,270 @@
+"""The result of variational Bayes: distributions in the place of point estimates, bounds in the place of likelihoods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ppl_em.diagnostics.coordinates import element_labels
+from ppl_em.em.e_step import objective
+from ppl_em.em.loop import State
+from ppl_em.errors import NotAvailableYet, PplEmError, message
+from ppl_em.free_parameters import num_parameters
+from ppl_em.per_datum import contributions
+from ppl_em.plan.plan import Plan
+from ppl_em.posterior import Posterior
+from ppl_em.prediction import predict, predict_draws
+from ppl_em.result import FitResult, Restart
+from ppl_em.variational_em.density import log_density
+from ppl_em.variational_em.network import Network
+from ppl_em.variational_em.plan import variational_plan
+from ppl_em.variational_em.posterior import VariationalPosterior
+
+if TYPE_CHECKING:
+    from ppl_em.problem import Problem
+
+#: Draws from which intervals are computed, and the seed of draws for predictions.
+INTERVAL_DRAWS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class VariationalResult(FitResult):
+    """A program fitted by variational Bayes.
+
+    ``point_estimates`` holds posterior means of the global latents (of an inverse gamma factor without a mean: its mode),
+    ``guide_params`` the hyperparameters of their factors (``"weights.concentration"``), ``objective`` the bound on the log
+    evidence. ``posterior().marginal(name)`` is a global latent's distribution.
+    """
+
+    @classmethod
+    def from_em(
+        cls,
+        problem: Problem,
+        outcome: State,
+        history: list[float],
+        restarts: tuple[Restart, ...],
+        coords: Mapping[str, Any],
+    ) -> FitResult:
+        """The result of the best start's last state."""
+        program = problem.plan.program
+        own = {n: v for n, v in outcome.parameters.items() if n in program.parameters}
+        hyper = {n: v.detach().clone() for n, v in outcome.parameters.items() if n not in own}
+        result = super().from_em(problem, replace(outcome, parameters=own), history, restarts, coords)
+        fixed = {n: replace(p, frozen=True) if p.origin == "site" else p for n, p in program.parameters.items()}
+        count = num_parameters(replace(program, parameters=fixed))
+        return replace(
+            result, guide_params=hyper, objective_name="elbo", log_likelihood=None, num_parameters=count, exact=False
+        )
+
+    # queries -------------------------------------------------------------------------------------------------
+
+    @property
+    def _all(self) -> dict[str, Tensor]:
+        return {**self._values, **self.guide_params}
+
+    def _plan_of(self, program: Any) -> Plan:
+        from ppl_em.planner import rule_lookup
+
+        return variational_plan(super()._plan_of(program), rule_lookup)
+
+    def posterior(self, *args: Any, **kwargs: Any) -> VariationalPosterior:
+        """q(z) q(θ): of the training data, or q(z) of other data under the fitted factors.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+        """
+        return VariationalPosterior(self._plan_for(args, kwargs), self._all)
+
+    @torch.no_grad()
+    def log_prob(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Lower bound on the log predictive density of each datum under the factors, nats.
+
+        This is log Σ_z exp E_q[log p(x, z | θ)] ≤ log E_q[p(x | θ)], datum by datum.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+
+        Returns:
+            Shaped by the outermost data plate; a scalar where there is none.
+        """
+        plan = self._plan_for(args, kwargs)
+        network = Network(plan)
+        factors = network.read(self._all)
+        assert factors is not None
+        plain = [s for s in plan.plain if s.point is None]
+        logs = network.log_factors([s for b in plan.blocks for s in b.block.sites] + plain, factors, self._all)
+        return contributions(plan, self._values, factors=logs)
+
+    def predict(
+        self,
+        *args: Any,
+        num_samples: int = 100,
+        latents: str = "posterior",
+        params: str = "point",
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Tensor]:
+        """Draws of every observed site anew.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+            num_samples: number of draws.
+            latents: ``"posterior"`` (q given the data) or ``"prior"`` (generate).
+            params: ``"point"`` (posterior means of the global latents), or ``"draws"`` from their factors, with the summed
+                latents given each draw.
+            seed: of the draws; None draws afresh.
+
+        Returns:
+            By site, (num_samples, *shape of the observed value).
+        """
+        if params not in ("point", "draws"):
+            raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
+        if latents not in ("posterior", "prior"):
+            raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
+        source = self._source_for(args, kwargs)
+        plan = self._plan_for(args, kwargs)
+        q = VariationalPosterior(plan, self._all)
+        if params == "point":
+            local = Posterior(plan, self._values, q._factors) if latents == "posterior" else None
+            return predict(source, self._values, local, num_samples, seed)
+        fresh = int(torch.Generator().seed() % 2**31) if seed is None else seed
+        drawn = q.sample_globals(num_samples, fresh)
+        return predict_draws(source, self._values, drawn, plan if latents == "posterior" else None, num_samples, fresh)
+
+    def terms(
+        self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """The bound as E_q[log p(x, z, θ)] + entropy of q, nats; its gap to the log evidence is not known.
+
+        Returns:
+            ``expected_log_joint`` + ``entropy`` = ``elbo``.
+
+        Raises:
+            NotAvailableYet: other parameters or another q are given.
+        """
+        if params is not None or q is not None:
+            raise _refused("terms(params, q)", "the bound is known at its own factors", "terms()")
+        entropy = float(self.posterior().entropy())
+        return {"expected_log_joint": self.objective - entropy, "entropy": entropy, "elbo": self.objective}
+
+    @torch.no_grad()
+    def estimate_log_likelihood(self, num_samples: int = 1000) -> tuple[float, float]:
+        """Importance-weighted estimate of the log evidence log p(x), the factors as proposal, and its standard error.
+
+        Args:
+            num_samples: draws of the global latents; the summed ones are summed for each.
+        """
+        plan = self._plan_for(())
+        q = VariationalPosterior(plan, self._all)
+        drawn = q.sample_globals(num_samples, self.seed)
+        own = log_density(q.network, q.factors, drawn)
+        joint = torch.tensor(
+            [
+                float(objective(plan, {**self._values, **{n: v[i] for n, v in drawn.items()}}))
+                for i in range(num_samples)
+            ],
+            dtype=torch.float64,
+        )
+        weights = joint - own
+        estimate = float(torch.logsumexp(weights, 0)) - math.log(num_samples)
+        relative = (weights - weights.max()).exp()
+        return estimate, float(relative.std() / relative.mean() / math.sqrt(num_samples))
+
+    # uncertainty ---------------------------------------------------------------------------------------------
+
+    def draws(self, n: int = 1000, seed: int = 0) -> Any:
+        """Draws of the global latents from their factors.
+
+        Args:
+            n: number of draws.
+            seed: of the draws.
+
+        Returns:
+            By name, (n, *shape).
+        """
+        return self.posterior().sample_globals(n, seed)
+
+    @property
+    def _draws(self) -> Any:
+        return FactorDraws(self.draws())
+
+    def standard_errors(self, kind: str = "observed") -> dict[str, Tensor]:
+        """Standard deviations of the global latents under their factors, by name."""
+        drawn = self.draws(INTERVAL_DRAWS)
+        return {n: v.std(0) for n, v in drawn.items()}
+
+    def conf_int(self, level: float = 0.95, kind: str = "observed") -> pd.DataFrame:
+        """Credible intervals of the global latents under their factors (equal tails, from draws).
+
+        Args:
+            level: posterior probability of each interval.
+            kind: has no meaning here.
+
+        Returns:
+            One row per element; columns ``estimate`` (posterior mean), ``std_error`` (standard deviation), ``lower``,
+            ``upper``.
+        """
+        tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+        rows, index = [], []
+        for name, drawn in self.draws(INTERVAL_DRAWS).items():
+            flat = drawn.reshape(len(drawn), -1).double()
+            bounds = torch.quantile(flat, tails, 0)
+            index += element_labels(name, drawn.shape[1:])
+            estimate = self.point_estimates[name].reshape(-1)
+            rows += [
+                dict(zip(("estimate", "std_error", "lower", "upper"), row, strict=True))
+                for row in zip(estimate.tolist(), flat.std(0).tolist(), *bounds.tolist(), strict=True)
+            ]
+        return pd.DataFrame(rows, index=pd.Index(index, name="parameter"))
+
+    @property
+    def information(self) -> Any:
+        """Not defined: the uncertainty is that of the factors."""
+        why = "uncertainty is that of the factors, not of a likelihood's curvature"
+        raise _refused("observed information", why, "conf_int(), draws() or posterior().marginal(name)")
+
+    def bootstrap(self, num: int = 200, kind: str = "parametric", seed: int = 0) -> Any:
+        """Not available."""
+        raise _refused("bootstrap()", "a factor is no point estimate", "draws()")
+
+    def relabel(self, by: Any) -> FitResult:
+        """Not available."""
+        raise _refused("relabel()", "the factors would have to be permuted too", 'globals="point"')
+
+    def impute(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available."""
+        raise _refused("impute()", "it is written for point estimates", 'predict(params="draws")')
+
+    def update(self, *batch: Any, **options: Any) -> Any:
+        """Not available."""
+        raise _refused("update()", "factors are fitted to all data at once", "fit on all data")
+
+    @property
+    def loo(self) -> Any:
+        """Not available."""
+        raise _refused("loo", "it needs draws of a point estimate's distribution", "log_prob()")
+
+    def to_arviz(self) -> Any:
+        """Not available."""
+        raise _refused("to_arviz()", "groups of factors are not defined", "draws(), posterior()")
+
+
+class FactorDraws(dict[str, Tensor]):
+    """Draws from the factors by name: from q itself, with nothing to correct."""
+
+    reliable = True
+
+    @property
+    def coordinates(self) -> Tensor:
+        """(n, P) the draws as vectors."""
+        return torch.cat([v.reshape(len(v), -1).double() for v in self.values()], 1)
+
+
+def _refused(what: str, why: str, hint: str) -> NotAvailableYet:
+    return NotAvailableYet(message(f'{what} is not available after EM(globals="variational")', why=why, hint=hint))
