@@ -196,6 +196,29 @@ class Queries:
         """Completed data (not available yet)."""
         return self._not_yet("impute()")
 
-    def update(self, *batch: Any) -> Any:
-        """One stepwise step on new data (not available yet)."""
-        return self._not_yet("update()")
+    def update(self, *args: Any, **kwargs: Any) -> FitResult:
+        """One step on new data, as a new result; this one is unchanged.
+
+        A fit by exact EM takes a step of stepwise EM: the new data's expected statistics enter the averaged ones with a
+        weight of (number of batches of this size seen so far + 1)^−κ, κ = ``EM(step_exponent=…)``, and an M-step
+        follows. The data at hand, the objective and the number of observations of the new result are the batch's.
+
+        Args:
+            args, kwargs: the model's arguments, with the new data.
+
+        Raises:
+            PplEmError: no statistics of fixed size stand for the data seen so far, or they are not at hand.
+
+        Example:
+            >>> import torch, pyro, pyro.distributions as dist, ppl_em
+            >>> def coin(x):
+            ...     p = pyro.param("p", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
+            ...     with pyro.plate("tosses", len(x)):
+            ...         pyro.sample("x", dist.Bernoulli(p), obs=x)
+            >>> result = ppl_em.fit(coin, torch.tensor([1.0, 1.0, 0.0, 1.0]), method=ppl_em.EM(step_exponent=1.0))
+            >>> round(float(result.update(torch.tensor([0.0, 0.0, 0.0, 0.0])).params["p"]), 4)
+            0.375
+        """
+        from ppl_em.em.update import update_em
+
+        return update_em(self._fit, args, kwargs)

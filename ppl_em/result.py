@@ -92,6 +92,7 @@ class FitResult(Queries, Uncertainty):
     _settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _engines: tuple[Any, ...] | None = field(default=None, repr=False)
     _averages: Any = field(default=None, repr=False)
+    _schedule: tuple[float, float] = field(default=(0.6, 0.0), repr=False)
 
     @classmethod
     def from_em(
@@ -133,6 +134,7 @@ class FitResult(Queries, Uncertainty):
             _model=problem.source.model,
             _settings=settings(problem.source.kwargs),
             _engines=problem.em.engines,
+            _schedule=(problem.em.step_exponent, problem.em.step_offset),
         )
 
     # how it ended --------------------------------------------------------------------------------------------

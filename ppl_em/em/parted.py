@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ppl_em.em.incremental import IncrementalMachine
 from ppl_em.em.loop import Machine
 from ppl_em.em.partition import LoaderParts
-from ppl_em.em.pooled import PooledFamily
 from ppl_em.em.stepwise import Averages, StepwiseMachine
 from ppl_em.em.streaming import StreamedMachine
 from ppl_em.em.updates import Parameters
-from ppl_em.mstep.totals import Totals
 from ppl_em.plan.saved import SavedPlan
 
 if TYPE_CHECKING:
@@ -74,11 +72,7 @@ def from_totals(machine: StreamedMachine, parameters: Parameters) -> Averages | 
         return None
     settings = machine.settings
     named = {machine.updaters[i].update.parameters: t.scaled(1.0 / num_data) for i, t in totals.items()}
-    recipes = {
-        u.update.parameters: g.recipe
-        for u, g in zip(machine.updaters, machine.groups, strict=True)
-        if isinstance(g, PooledFamily)
-    }
-    named = {k: v.recentred() if isinstance(v, Totals) else v for k, v in named.items()}
-    plate = machine.shards.plate
-    return Averages(named, recipes, parts, num_data, plate, settings.step_exponent, settings.step_offset)
+    served = machine.named_groups()
+    named = {names: served[names].recentred(known) for names, known in named.items()}
+    plate, ingredients = machine.shards.plate, machine.ingredients()
+    return Averages(named, ingredients, parts, num_data, plate, settings.step_exponent, settings.step_offset)

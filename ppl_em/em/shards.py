@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,17 +52,25 @@ def outside(plan: Plan, plate: str) -> Plan:
     return replace(plan, blocks=blocks, plain=tuple(s for s in plan.plain if plate not in s.plates))
 
 
-def with_updates(plan: Plan, updates: tuple[Update, ...]) -> Plan:
-    """The plan of a part with the M-step of the whole: each update by those of its sites that the part has."""
+def with_updates(plan: Plan, updates: Sequence[Update], messages: Sequence[Update] = ()) -> Plan:
+    """The plan of a part with the M-step of the whole: each update by those of its sites that the part has.
+
+    Args:
+        plan: of the part.
+        updates: of the whole.
+        messages: those that pass on one site's statistics each, to be combined with a prior elsewhere.
+    """
     fed: dict[str, list[str]] = {n: [] for n in plan.program.parameters}
     for site in plan.sites():
         for n in site.parameters & set(fed):
             fed[n].append(site.name)
     mine = []
     for update in updates:
-        sites = tuple(dict.fromkeys(s for n in update.parameters for s in fed[n]))
-        if sites and update.rule != "frozen":
-            mine.append(replace(update, sites=sites))
+        touched = dict.fromkeys(s for n in update.parameters for s in fed[n])
+        if touched and update.rule != "frozen":
+            mine.append(replace(update, sites=tuple(touched)))
+    there = {s.name for s in plan.sites()}
+    mine += [m for m in messages if set(m.sites) <= there]
     return replace(plan, updates=tuple(mine))
 
 

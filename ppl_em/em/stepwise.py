@@ -14,11 +14,10 @@ from typing import Any
 
 from ppl_em.em.degenerate import collapsed
 from ppl_em.em.loop import State, is_numerical
-from ppl_em.em.pooled import Again, PooledFamily
+from ppl_em.em.pooled import Again
 from ppl_em.em.streaming import Demoted, Part, PooledEStep, StreamedMachine, sums_only
 from ppl_em.em.updates import Parameters, Refused
 from ppl_em.errors import PlanError, message
-from ppl_em.mstep.totals import Recipe, Totals
 from ppl_em.status import Status
 
 #: Share of the newest estimate in the running one.
@@ -35,7 +34,7 @@ class Averages:
 
     Args:
         by_group: by the names of the parameters that they serve.
-        recipes: what the statistics consist of, by the same names.
+        ingredients: what the statistics consist of, by the same names.
         steps: batches that they stand for.
         num_data: data seen so far.
         plate: the plate whose elements the batches divide.
@@ -43,7 +42,7 @@ class Averages:
     """
 
     by_group: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
-    recipes: Mapping[tuple[str, ...], Recipe] = field(default_factory=dict)
+    ingredients: Mapping[tuple[str, ...], Any] = field(default_factory=dict)
     steps: int = 0
     num_data: float = 0.0
     plate: str = ""
@@ -54,6 +53,10 @@ class Averages:
         """Weight of the next batch: one over the number of batches while warming up."""
         step = self.steps + 1
         return 1.0 / step if warm else min(1.0, (step + self.offset) ** -self.exponent)
+
+    def rate_for(self, size: int) -> float:
+        """Weight of a batch of any size: the steps so far are counted in batches of this size."""
+        return min(1.0, ((self.num_data + size) / size + self.offset) ** -self.exponent)
 
     def mixed(self, new: Mapping[tuple[str, ...], Any], rate: float, size: int) -> Averages:
         """The averages with a new batch's statistics per datum."""
@@ -112,33 +115,21 @@ class StepwiseMachine(StreamedMachine):
                     new.update(group.solve(total, new))
                     break
                 except Again:  # moments about the components' own means hold the digits that are left
-                    total = total.recentred() if isinstance(total, Totals) else total
+                    total = group.recentred(total)
         return new
 
     def recentre(self, averages: Averages) -> Averages:
         """The averages with moments about the present means, and later batches' about the same."""
-        moved = dict(averages.by_group)
-        for updater, group in zip(self.updaters, self.groups, strict=True):
-            known = moved.get(updater.update.parameters)
-            if isinstance(group, PooledFamily) and isinstance(known, Totals):
-                moved[updater.update.parameters] = known = known.recentred()
-                group.centre = known.centre
-        return replace(averages, by_group=moved, recipes=self.recipes())
-
-    def recipes(self) -> dict[tuple[str, ...], Recipe]:
-        """What each group's statistics consist of."""
-        pairs = zip(self.updaters, self.groups, strict=True)
-        return {u.update.parameters: g.recipe for u, g in pairs if isinstance(g, PooledFamily)}
+        groups = self.named_groups()
+        moved = {names: groups[names].recentred(known) for names, known in averages.by_group.items()}
+        return replace(averages, by_group=moved, ingredients=self.ingredients())
 
     def resume(self, averages: Averages) -> None:
         """Collect statistics as they were collected for these averages."""
         self._verified = True
-        for updater, group in zip(self.updaters, self.groups, strict=True):
-            names = updater.update.parameters
-            known = averages.by_group.get(names)
-            if isinstance(group, PooledFamily) and isinstance(known, Totals):
-                group.recipe, group.discovered = averages.recipes[names], True
-                group.centre = known.centre
+        groups = self.named_groups()
+        for names, known in averages.by_group.items():
+            groups[names].resume(known, averages.ingredients[names])
 
 
 class _Steps:

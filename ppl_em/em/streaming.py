@@ -6,19 +6,22 @@ Reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ppl_em.em.climb import Climb
+from ppl_em.em.conjugate import Conjugate
 from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import Machine
 from ppl_em.em.lowering import prove
-from ppl_em.em.pooled import Again, Pooled, pooled
-from ppl_em.em.pooled_climb import pool_objective
 from ppl_em.em.partition import Parts
+from ppl_em.em.pooled import Again, Pooled, messages, pooled
+from ppl_em.em.pooled_climb import pool_objective
+from ppl_em.em.ridge import Ridge
 from ppl_em.em.shards import Shard, outside, with_updates
 from ppl_em.em.tables import Tables
 from ppl_em.em.updates import ClosedForm, Parameters, Refused, Updater
@@ -50,7 +53,7 @@ class Part:
 
     machine: Machine
     size: int
-    own: dict[int, Updater]
+    own: dict[int, Sequence[Updater]]
 
 
 class StreamedMachine(Machine):
@@ -110,11 +113,17 @@ class StreamedMachine(Machine):
         Raises:
             Demoted: a closed form does not hold for all parts; the plan has been changed.
         """
-        machine = Machine(with_updates(shard.plan, self.plan.updates), self.settings, self.generator)
-        own: dict[int, Updater] = {}
+        plain = [u for u in self.plan.updates if u.by != "conjugate"]
+        passed = [m for u in self.updaters for m in messages(u)]
+        machine = Machine(with_updates(shard.plan, plain, passed), self.settings, self.generator)
+        own: dict[int, Sequence[Updater]] = {}
         for index, updater in enumerate(self.updaters):
-            mine = next((u for u in machine.updaters if _alike(u.update, updater.update)), None)
-            if mine is None:
+            wanted = messages(updater)
+            if wanted:
+                mine = [u for u in machine.updaters if u.update in wanted]
+            else:
+                mine = [u for u in machine.updaters if _alike(u.update, updater.update)]
+            if not mine:
                 continue
             group = self.groups[index]
             if group is not None:
@@ -125,6 +134,15 @@ class StreamedMachine(Machine):
                     raise Demoted from error
             own[index] = mine
         return Part(machine, shard.size, own)
+
+    def named_groups(self) -> dict[tuple[str, ...], Pooled]:
+        """The groups whose statistics add up, by the names of their parameters."""
+        pairs = zip(self.updaters, self.groups, strict=True)
+        return {u.update.parameters: g for u, g in pairs if g is not None}
+
+    def ingredients(self) -> dict[tuple[str, ...], Any]:
+        """What each group's statistics consist of."""
+        return {names: group.ingredients() for names, group in self.named_groups().items()}
 
     # EM's map ------------------------------------------------------------------------------------------------
 
@@ -194,7 +212,7 @@ class StreamedMachine(Machine):
         group = self.groups[index]
         if group is None:
             assert isinstance(updater, Climb)
-            return pool_objective(updater, lambda: self._own(index, old)).step(new, e)
+            return pool_objective(updater, self._passes(index, old)).step(new, e)
         total = e.totals.get(index)
         if group.late:
             late: dict[int, Any] = {}
@@ -203,22 +221,35 @@ class StreamedMachine(Machine):
             total = late.get(index)
         return {} if total is None else group.solve(total, new)
 
-    def _own(self, index: int, parameters: Parameters) -> Iterator[tuple[Climb, EStep]]:
-        """The updater of one group in every part, with the part's E-step."""
-        for part in self.everything():
-            own = part.own.get(index)
-            if isinstance(own, Climb):
-                yield own, part.machine.evaluate(parameters)
+    def _passes(self, index: int, old: Parameters) -> Callable[[], Iterator[tuple[Climb, EStep]]]:
+        """Goes through the updaters of one group in every part, each with the part's E-step."""
+        kept: list[tuple[Climb, EStep]] = []
+
+        def go() -> Iterator[tuple[Climb, EStep]]:
+            if kept:
+                yield from kept
+                return
+            found = []
+            for part in self.everything():
+                for own in part.own.get(index, ()):
+                    assert isinstance(own, Climb)
+                    with weights_kept(self.plan):
+                        e = part.machine.evaluate(old)
+                    if self.shards.kept:
+                        found.append((own, e))
+                    yield own, e
+            kept.extend(found)
+
+        return go
 
     def prove_once(self, parameters: Parameters) -> None:
         """Prove every closed form on the first part."""
         if self._verified:
             return
-        if any(isinstance(u, ClosedForm) and not u.verified for u in self.updaters):
+        claims = [u for u in self.updaters if isinstance(u, (ClosedForm, Conjugate, Ridge)) and not u.verified]
+        if claims:
             e = super().evaluate(parameters)
-            for updater in self.updaters:
-                if not isinstance(updater, ClosedForm) or updater.verified:
-                    continue
+            for updater in claims:
                 try:
                     self._prove(updater, parameters, e)
                 except Refused as error:
@@ -226,13 +257,26 @@ class StreamedMachine(Machine):
                     raise Demoted from error
         self._verified = True
 
-    def _prove(self, updater: ClosedForm, parameters: Parameters, e: EStep) -> None:
-        if isinstance(updater, Tables):
+    def _prove(self, updater: ClosedForm | Conjugate | Ridge, parameters: Parameters, e: EStep) -> None:
+        if isinstance(updater, (Tables, Conjugate, Ridge)):
             updater.step(parameters, e)
         elif all(n in e.moments for n in updater.update.sites):
             prove(self.plan, self.lowered, updater, parameters, e)
         else:
             updater.sample(parameters, e)
+
+
+@contextmanager
+def weights_kept(plan: Plan) -> Iterator[None]:
+    """Modules' weights are afterwards what they were: a run of the program at other values overwrites them."""
+    tensors = [p.module_tensor for p in plan.program.parameters.values() if p.module_tensor is not None]
+    before = [t.detach().clone() for t in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
 
 
 class Demoted(Exception):
