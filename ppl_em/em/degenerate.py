@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_em.distributions.compound import Compound, MixtureOf, TransformedOf
 from ppl_em.distributions.hidden_markov import HiddenMarkovOf
+from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
@@ -106,7 +107,7 @@ def _root_diagonal(name: str, value: Tensor) -> Tensor:
 
 def _spread(site: Site, argument: str) -> Tensor:
     """Standard deviation of a site's data, column by column; the size of the data where they are all equal."""
-    value = _preimage(site).map(lambda t: t.detach().double())
+    value = _preimage(site).map(lambda t: without_gaps(t.detach().double()))
     keep = [d for d in value.dims if d in site.inner and d in site.arguments[argument].value.dims]
     columns = value.align((*[d for d in value.dims if d not in keep], *keep))
     # The steps of a sequence are data of the same states.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import SoftmaxTransform, transform_to
 
+from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import Machine
 from ppl_em.em.updates import ClosedForm, Parameters
@@ -64,7 +65,7 @@ def perturb(
         for updater in only_gradient.updaters:
             if isinstance(updater, ClosedForm):
                 skip.update(updater.update.parameters)
-    moved = dict(base)
+    moved = {n: base[n] for n in plan.program.parameters}
     for name, parameter in plan.program.parameters.items():
         if parameter.frozen or name in skip or parameter.origin == "module":
             continue
@@ -156,7 +157,10 @@ def _labels(
     observed = [
         s
         for s in block.sites
-        if s.role == "observed" and s.scope == (state,) and set(dims) <= set(s.value.dims) and s.mask is None
+        if s.role == "observed"
+        and s.scope == (state,)
+        and set(dims) <= set(s.value.dims)
+        and (s.mask is None or s.missing is not None)
     ] or [site]
     columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [_features(site, dims, shape)]
     features = torch.cat(columns, 1)
@@ -180,7 +184,7 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
     categories = site.family is not None and site.family.__name__ == "Categorical"
     if categories and flat.shape[1] == 1 and int(flat.max()) < 200:
         return torch.nn.functional.one_hot(flat[:, 0].long()).double()
-    return torch.nan_to_num(flat.double())
+    return torch.nan_to_num(without_gaps(flat.double()))
 
 
 def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10) -> Tensor:

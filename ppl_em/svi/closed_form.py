@@ -26,6 +26,7 @@ from ppl_em.svi.batch import Batch
 from ppl_em.svi.bound import Bound, Snapshot
 from ppl_em.svi.score import Scored
 from ppl_em.trace.enumeration import mask_factor
+from ppl_em.trace.missing import knows_gaps
 from ppl_em.trace.peel import peel
 from ppl_em.trace.record import Frame, Record
 from ppl_em.trace.sites import named_value
@@ -143,7 +144,7 @@ def _data(site: Scored, bound: Bound) -> tuple[Factor, Factor | None]:
     frames = tuple(Frame(f.name, f.dim, f.size, f.full_size or f.size) for f in site.frames)
     role = "observed" if site.observed else "latent"
     value = site.value.detach()
-    if value.is_floating_point() and site.mask is not None:
+    if value.is_floating_point() and site.mask is not None and not knows_gaps(site.fn):
         value = torch.nan_to_num(value)
     record = Record(site.name, role, site.fn, peel(site.fn), value, frames, site.mask, 1.0)
     naming = bound.naming

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.ir import Program
 from ppl_em.trace.run import Record, run_program
 from ppl_em.trace.tracing import Source
@@ -68,7 +69,10 @@ def columns_of(program: Program, records: Mapping[str, Record], source: Source) 
             if any(_part_of(record.value, t) and _per_datum(t, program) for _, t in tensors):
                 continue  # a column of an argument: the encoder reads the whole argument
         found.append(Column(name, event_dim, plates, _categories(record), masked, path))
+    holes = any(r.hidden is not None for r in records.values())
     for path, tensor in tensors:
+        if holes and tensor.is_floating_point() and bool(tensor.isnan().any()):
+            continue  # what is observed, with holes: the encoder reads the sites
         if _per_datum(tensor, program) and not any(tensor is t for t in taken):
             assert program.data_plate is not None
             found.append(Column(_spelled(path), tensor.dim() - 1, ((program.data_plate, -1),), 0, False, path))
@@ -181,14 +185,15 @@ def _seen(record: Record, column: Column) -> tuple[Tensor, Tensor | None]:
         own = torch.as_tensor(record.peeled.mask, device=value.device)
         inner = record.peeled.inner
         for _ in range(min(inner, own.dim())):
-            own = own.all(-1)
+            # A datum is seen if anything of it is; in place of what is missing stands a typical value.
+            own = own.all(-1) if record.hidden is None else own.any(-1)
         seen = seen & own
     if value.is_floating_point():
         hidden = torch.isnan(value)
         for _ in range(column.event_dim):
-            hidden = hidden.any(-1)
+            hidden = hidden.any(-1) if record.hidden is None else hidden.all(-1)
         seen = seen & ~hidden
-        value = torch.nan_to_num(value)
+        value = torch.nan_to_num(value if record.hidden is None else without_gaps(value))
     value = value.expand((*seen.shape, *value.shape[batch:]))
     return value, seen
 

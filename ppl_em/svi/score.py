@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_em.trace.footprint import full_plates
+from ppl_em.trace.missing import Seen, knows_gaps, seen_part
 
 _NO_INDICES: dict[str, Tensor] = {}
 
@@ -45,7 +46,8 @@ class Scored:
     def log_prob(self) -> Tensor:
         """Log-density by batch element; mask and scale not applied."""
         value = self.value
-        if self.observed and value.is_floating_point() and (self.mask is not None or _masked(self.fn)):
+        hidden = self.mask is not None or _masked(self.fn)
+        if self.observed and value.is_floating_point() and hidden and not knows_gaps(self.fn):
             value = torch.nan_to_num(value)  # what a mask hides may be NaN, and its gradient would be NaN too
         return (self.fn if self.twin is None else self.twin).log_prob(value)
 
@@ -98,11 +100,12 @@ class Scorer(Messenger):
             msg["done"] = True
             observed = delta and not self.guide  # in a model a Delta is a function of what came before
         mask = msg["mask"]
+        seen = seen_part(msg["name"], fn, msg["value"], mask) if msg["is_observed"] else Seen(fn, msg["value"])
         self.sites.append(
             Scored(
                 msg["name"],
-                fn,
-                msg["value"],
+                seen.fn,
+                seen.value,
                 observed,
                 msg["scale"],
                 None if mask is True else mask,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_em.distributions.compound import MixtureOf
 from ppl_em.distributions.partly_observed import (
+    PartlyObservedMixture,
     PartlyObservedNormal,
     admits_gaps,
     mixture_with_gaps,
@@ -82,6 +83,11 @@ def _innermost(fn: Any) -> Any:
     return fn
 
 
+def knows_gaps(fn: Any) -> bool:
+    """Whether NaN in a value means something to a distribution."""
+    return isinstance(_innermost(fn), (PartlyObservedNormal, PartlyObservedMixture))
+
+
 def _counted(fn: Any, value: Tensor, mask: Any) -> Tensor:
     """Elements that no mask hides, in the shape of the value."""
     counted = torch.ones(value.shape, dtype=torch.bool, device=value.device)
@@ -124,7 +130,7 @@ def _with_gaps(name: str, base: Any, given: Any, partial: Tensor) -> Callable[[A
         events = int(partial.flatten(partial.dim() - len(base.event_shape)).any(-1).sum())
         shown = f"{events} events, the first NaN at index {first}"
         why = f"{type(base).__name__} has no density for a part of an event here"
-        hint = "NaN in all elements of these events (they are left out), filling them in, or a distribution of single elements with .to_event"
+        hint = "NaN in all of such an event (it is left out), filling it in, or a distribution of its single elements"
         raise DataError(message("NaN in a part of an observed event", site=name, value=shown, why=why, hint=hint))
     if made_of is None:
         return PartlyObservedNormal.like
@@ -168,7 +174,7 @@ def alike(sites: Mapping[str, Site]) -> dict[str, Site]:
     families = {s.family for s in sites.values() if s.role == "observed"}
     changed = {f: with_gaps(f) for f in families if f is not None and with_gaps(f) is not f}
     changed = {f: g for f, g in changed.items() if g in families}
-    return {n: replace(s, family=changed.get(s.family, s.family)) for n, s in sites.items()}
+    return {n: replace(s, family=changed[s.family]) if s.family in changed else s for n, s in sites.items()}
 
 
 def shown(value: Factor, missing: Factor | None) -> Factor:
