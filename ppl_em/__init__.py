@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ppl_em import distributions as distributions
     from ppl_em import testing as testing
     from ppl_em.comparison import compare as compare
+    from ppl_em.diagnostics.simulated_calibration import calibrate as calibrate
     from ppl_em.fitting import ENGINES as ENGINES
     from ppl_em.fitting import explain as explain
     from ppl_em.fitting import fit as fit
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from ppl_em.methods import EM as EM
     from ppl_em.methods import SVI as SVI
     from ppl_em.methods import Auto as Auto
-    from ppl_em.not_available import calibrate as calibrate
     from ppl_em.plan.plan import Plan as Plan
     from ppl_em.result import FitResult as FitResult
     from ppl_em.selection import select as select
@@ -36,7 +36,7 @@ _HOMES = {
     "FitResult": "result",
     "Plan": "plan.plan",
     "Status": "status",
-    "calibrate": "not_available",
+    "calibrate": "diagnostics.simulated_calibration",
     "compare": "comparison",
     "distributions": "",
     "explain": "fitting",

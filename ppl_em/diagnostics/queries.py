@@ -204,7 +204,7 @@ class Uncertainty:
         """
         from ppl_em.diagnostics.simulated_calibration import calibrate
 
-        return calibrate(self._approximate(), self._fit.seed)
+        return calibrate(self._approximate(), seed=self._fit.seed)
 
     def _approximate(self) -> ApproximateResult:
         if not hasattr(self, "query"):

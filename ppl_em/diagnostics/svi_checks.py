@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from ppl_em.diagnostics.check import Check, Outcome
+from ppl_em.diagnostics.exact_gap import exact_gap
 from ppl_em.diagnostics.iterates import LIMIT, iterates_r_hat
 from ppl_em.status import Status
 
@@ -125,6 +126,25 @@ def bound_gap(result: FitResult) -> Check | None:
     )
 
 
+def engines_agree(result: FitResult) -> Check | None:
+    """How far is the bound from the exact log-likelihood, where that can be had?"""
+    found = _approximate(result)
+    gap = exact_gap(found) if found is not None else None
+    if gap is None:
+        return None
+    return Check(
+        "exact gap",
+        "How far is the bound from the exact log-likelihood?",
+        Outcome.REPORTED,
+        f"{gap.per_datum:.3g} nats per datum: {gap.bound:.6g} against {gap.log_likelihood:.6g} exactly, "
+        f"for {gap.num_data} data at the same parameters",
+        "reported where an exact engine can sum the program",
+        'method="em", which is exact here',
+        about="model",
+        value=gap.per_datum,
+    )
+
+
 def use_of_latents(result: FitResult) -> Check | None:
     """Does every latent dimension carry information about the data?"""
     found = _approximate(result)
@@ -198,5 +218,14 @@ def held_out(result: FitResult) -> Check | None:
     )
 
 
-SVI_CHECKS = (stopped_rising, settled, approximation, bound_gap, use_of_latents, simulated_calibration, held_out)
+SVI_CHECKS = (
+    stopped_rising,
+    settled,
+    approximation,
+    bound_gap,
+    engines_agree,
+    use_of_latents,
+    simulated_calibration,
+    held_out,
+)
 """Checks of a fit by SVI; each is None for an exact fit."""

@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 
 import ppl_em
 from ppl_em.diagnostics import CHECKS, Check, Outcome
+from ppl_em.diagnostics.exact_gap import exact_gap
 from ppl_em.diagnostics.iterates import iterates_r_hat, split_r_hat
 from ppl_em.errors import PplEmError
 from tests.tolerances import EXACT
@@ -105,6 +106,33 @@ def test_a_mean_field_family_has_its_known_gap() -> None:
     assert (drawn.log_likelihood - drawn.elbo) / 100 == pytest.approx(known, abs=0.06)
 
 
+def test_the_bound_beside_the_exact_likelihood() -> None:
+    """A guide of two classes that is wrong by a known divergence."""
+    loc = torch.tensor([-1.0, 1.0])
+
+    def classes(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(loc[k], 1.0), obs=x)
+
+    def flat(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Categorical(torch.tensor([0.5, 0.5])))
+
+    x = torch.randn(300)
+    result = ppl_em.fit(classes, x, guide=flat, method=NOW)
+    joint = dist.Normal(loc, 1.0).log_prob(x[:100, None]) + torch.tensor([0.3, 0.7]).log()
+    exact, known = joint.logsumexp(-1), joint.mean(-1) - torch.tensor(0.5).log()
+    gap = exact_gap(result)
+    assert gap is not None and gap.num_data == 100
+    assert gap.log_likelihood == pytest.approx(float(exact.sum()), abs=1e-9)
+    spread = float((joint[:, 0] - joint[:, 1]).square().sum().sqrt()) / 2 / 64**0.5  # of a mean of 64 draws
+    assert gap.bound == pytest.approx(float(known.sum()), abs=4 * spread)
+    assert "exact gap" in outcomes(result)
+    # Nothing is drawn that an engine could sum.
+    assert exact_gap(ppl_em.fit(line, x, guide=guide(), method=NOW)) is None
+
+
 def test_a_collapsed_dimension_is_named(x: torch.Tensor) -> None:
     def wide(x: torch.Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -171,7 +199,7 @@ def test_an_exact_fit_has_none_of_these(faithful) -> None:
         faithful.particles  # noqa: B018
     assert faithful.gap is None
     assert not {"approximation", "use of latents", "bound"} & {c.name for c in faithful.diagnose().checks}
-    assert len(CHECKS) == 19
+    assert len(CHECKS) == 20
 
 
 def test_a_bound_that_still_rises_is_told_to_go_on(x: torch.Tensor) -> None:
