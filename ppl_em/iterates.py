@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_em.bound import terms
+from ppl_em.errors import NotAvailableYet, message
 from ppl_em.em.loop import State
 from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
@@ -20,7 +21,8 @@ class Iterate:
 
     Args:
         step: evaluations of the EM map so far.
-        params: constrained values by name, point estimates among them.
+        params: constrained values by name, point estimates among them; of variational Bayes posterior means, and the
+            factors' hyperparameters (``"weights.concentration"``).
         objective, log_likelihood, log_prior: at these values, nats.
         status: set on the last one of a start.
         plan: what is done.
@@ -44,11 +46,22 @@ class Iterate:
         return cls(state.step, params, *numbers, state.status, state.plan, start)
 
     def posterior(self) -> Posterior:
-        """Exact posterior over the latents at these values."""
+        """Exact posterior over the latents at these values; the variational one under these factors."""
+        if self._variational:
+            from ppl_em.variational_em.posterior import VariationalPosterior
+
+            return VariationalPosterior(self.plan, self.params)
         return Posterior(self.plan, self.params)
+
+    @property
+    def _variational(self) -> bool:
+        return any(u.by == "variational" for u in self.plan.updates)
 
     def terms(
         self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
         """The two readings of the bound, see :meth:`FitResult.terms`; these values are the default for both."""
+        if self._variational:
+            hint = "result.terms() after the fit"
+            raise NotAvailableYet(message('terms() of a step of EM(globals="variational") is not available', hint=hint))
         return terms(self.plan, {**self.params, **dict(params or {})}, {**self.params, **dict(q or {})})

@@ -20,6 +20,7 @@ from ppl_em.result import FitResult
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source, trace_program
+from ppl_em.variational_em.continuing import check_hyperparameters, split_hyperparameters
 
 _METHODS = '"auto", "em", "svi", EM(...), SVI(...), Auto(...)'
 
@@ -94,7 +95,11 @@ def pose(
     carried = init._averages if isinstance(init, FitResult) else None
     if isinstance(init, Mapping):
         init = conformed(source, init)
+    carried_factors = init.guide_params if em.globals == "variational" and isinstance(init, FitResult) else {}
     values, init = initial_values(init)
+    factors: dict[str, Tensor] = {}
+    if em.globals == "variational":
+        values, factors = split_hyperparameters({**values, **carried_factors})
     names = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     tracing, guide_values = _guided(guide, source, svi, kind, values, names)
     own = {n: v for n, v in values.items() if n not in guide_values}
@@ -117,7 +122,8 @@ def pose(
             source, plan = replace(planner, method="svi").plan(source)
     if plan.method == "svi":  # other data are treated alike
         tracing = {**tracing, "strict": False, "declined": dict(plan.program.refused), "guided": guided}
-    start = {n: p.init for n, p in plan.program.parameters.items()}
+    check_hyperparameters(plan, factors)
+    start = {**{n: p.init for n, p in plan.program.parameters.items()}, **factors}
     guides = {n: v for n, v in values.items() if n in guide_values}
     columns = column_names(args, kwargs)
     return Problem(source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing, parts, carried)
@@ -218,11 +224,14 @@ def conformed(source: Source, values: Mapping[str, Any]) -> dict[str, Any]:
     """
     with isolated(source.seed):
         try:
-            run = run_program(source.model, source.args, source.kwargs, time=source.time)
-        except Exception:  # the body of a time loop may not run for all steps at once
-            if source.time is None:
-                raise
-            run = run_program(source.model, source.args, source.kwargs)
+            run = run_program(source.model, source.args, source.kwargs, time=source.time, compact=True)
+        except Exception:  # not vectorised over its plates, or over the steps of a time loop
+            try:
+                run = run_program(source.model, source.args, source.kwargs, time=source.time)
+            except Exception:
+                if source.time is None:
+                    raise
+                run = run_program(source.model, source.args, source.kwargs)
     own = {n: p.value for n, p in run.parameters.items()}
     own |= {n: r.value for n, r in run.records.items() if r.role == "latent"}
     found = dict(values)

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_em.errors import ModelError, message
+from ppl_em.trace.draw import draw
 from ppl_em.trace.footprint import GIVEN
 from ppl_em.trace.missing import Seen, seen_part
+from ppl_em.trace.one_value import one_value
 from ppl_em.trace.peel import peel
 from ppl_em.trace.provenance import Provenance, tensors_in
 from ppl_em.trace.record import Frame, ParameterSeen, Record, version_of
@@ -30,8 +32,10 @@ class Recorder(Messenger):
         parameters: Mapping[str, Tensor],
         provenance: Provenance | None,
         unobserve: bool = False,
+        compact: bool = False,
     ) -> None:
         super().__init__()
+        self.compact = compact
         self.assign, self.parameters, self.provenance = assign, parameters, provenance
         self.records: dict[str, Record] = {}
         self.seen: dict[str, ParameterSeen] = {}
@@ -101,12 +105,14 @@ class Recorder(Messenger):
         """Assign or draw a latent; the program gets a copy, so that its writes do not reach the record."""
         try:
             value = self.assign(name, fn)
+            if value is None and self.compact:
+                value = one_value(fn, msg["cond_indep_stack"])
             if value is None:
                 if self.provenance is not None:
                     with self.provenance.inside_sample():
-                        value = fn.sample()
+                        value = draw(fn)
                 else:
-                    value = fn.sample()
+                    value = draw(fn)
         except NotImplementedError as error:
             raise ModelError(
                 message("the distribution cannot be sampled", site=name, value=type(fn).__name__, why=str(error))

@@ -29,6 +29,7 @@ from ppl_em.variational_em.posterior import VariationalPosterior
 if TYPE_CHECKING:
     from ppl_em.problem import Problem
 
+_CHECKS = "its checks are written for the maximum of a likelihood"
 #: Draws from which intervals are computed, and the seed of draws for predictions.
 INTERVAL_DRAWS = 20_000
 
@@ -253,6 +254,14 @@ class VariationalResult(FitResult):
     def to_arviz(self) -> Any:
         """Not available."""
         raise _refused("to_arviz()", "groups of factors are not defined", "draws(), posterior()")
+
+    def diagnose(self, checks: Any = None) -> Any:
+        """Not available."""
+        raise _refused("diagnose()", _CHECKS, "status, restarts, predictive_check, estimate_log_likelihood()")
+
+    def report(self, path: Any, checks: Any = None) -> Any:
+        """Not available."""
+        raise _refused("report()", _CHECKS, "summary(), plot(), predictive_check")
 
 
 class FactorDraws(dict[str, Tensor]):
