@@ -28,7 +28,8 @@ class EM:
     Args:
         max_steps: evaluations of the EM map at most; 0 evaluates the objective at the start.
         tol: stop when the estimated remaining gain (Aitken's) is below this many nats; 0 runs all ``max_steps``.
-        accelerate: extrapolate with SQUAREM under a monotone guard; False is plain EM.
+        accelerate: extrapolate under a monotone guard: ``"squarem"`` (or True) or ``"daarem"`` (damped Anderson
+            acceleration); False is plain EM.
         e_step: ``"exact"`` posterior weights, ``"hard"`` (the most probable assignment, classification EM) or
             ``"sample"`` (one posterior draw, stochastic EM).
         m_step_steps: optimiser iterations for parameters without a closed form; 1 is the expected-gradient algorithm.
@@ -55,7 +56,7 @@ class EM:
 
     max_steps: int = 10_000
     tol: float = 1e-6
-    accelerate: bool = True
+    accelerate: bool | Literal["squarem", "daarem"] = True
     e_step: Literal["exact", "hard", "sample"] = "exact"
     m_step_steps: int = 10
     m_step_optim: Callable[[Any], Any] | None = None
@@ -74,6 +75,8 @@ class EM:
         _one_of("map_space", self.map_space, ("constrained", "unconstrained"))
         _positive("max_steps", self.max_steps, zero=True)
         _positive("tol", self.tol, zero=True)
+        if not isinstance(self.accelerate, bool):
+            _one_of("accelerate", self.accelerate, ("squarem", "daarem"))
         _positive("m_step_steps", self.m_step_steps)
         _one_of("variant", self.variant, ("batch", "stepwise", "incremental"))
         _positive("batch_size", self.batch_size)

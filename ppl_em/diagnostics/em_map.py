@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ppl_em.diagnostics.information import Information
-from ppl_em.em.loop import Machine, remaining_gain
+from ppl_em.em.loop import Machine
+from ppl_em.em.stopping import remaining_gain
 from ppl_em.errors import PplEmError, message
 from ppl_em.methods import EM
 

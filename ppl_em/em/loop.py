@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_em.em.accelerate import extrapolate
+from ppl_em.em.accelerate import Accelerator, Space, Squarem
+from ppl_em.em.daarem import Daarem
 from ppl_em.em.degenerate import Watched, collapsed, watch
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.held import Floor, described, divergent, find_floors
 from ppl_em.em.lowering import lower_blocks, prove
+from ppl_em.em.stopping import Stopping
 from ppl_em.em.structured import refuse_variants, with_counts
 from ppl_em.em.updates import ClosedForm, Parameters, Refused, Updater, make_updater
 from ppl_em.em.variants import harden
@@ -138,9 +140,9 @@ class Machine:
                 return self.maximise(parameters, self.evaluate(parameters) if e.moments else e)
         return new
 
-    def extrapolate(self, first: Parameters, second: Parameters, third: Parameters) -> Parameters | None:
-        """A point further along the path of three iterates, or None where it is not defined."""
-        return extrapolate(self.plan, first, second, third)
+    def space(self, parameters: Parameters) -> Space:
+        """Coordinates in which extrapolations are made; ``parameters`` are the current values."""
+        return Space({n: p.constraint for n, p in self.plan.program.parameters.items() if not p.frozen})
 
     def states(self, start: Parameters) -> Iterator[State]:
         """States of a run from a start; the last one carries a status."""
@@ -164,13 +166,13 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
     if settings.max_steps == 0 or not machine.updaters:
         yield replace(state, status=Status.EVALUATED if settings.max_steps == 0 else Status.CONVERGED, remaining=0.0)
         return
-    stopping = Stopping(settings.tol, state.objective, _precision(start))
-    recent: list[Parameters] = [start]
+    accelerator = _accelerator(settings)
+    stopping = Stopping(settings.tol, state.objective, _precision(start), accelerator is not None)
     while True:
         yield state
         previous = state
         try:
-            state = _advance(machine, previous, recent)
+            state = _advance(machine, previous, None if stopping.confirming else accelerator)
         except (ValueError, RuntimeError) as error:
             if not is_numerical(error):
                 raise
@@ -178,7 +180,7 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
             return
         status, detail = _terminal(machine, previous, state)
         detail = detail or described(machine.floors, state.parameters)
-        remaining = stopping.update(state.objective)
+        remaining = stopping.update(state.objective, previous.parameters, state.parameters)
         if status is None and stopping.satisfied:
             status = Status.CONVERGED
         if status is None and state.step >= settings.max_steps:
@@ -196,28 +198,27 @@ def _state(machine: Machine, step: int, parameters: Parameters, e: EStep) -> Sta
     return State(step, parameters, e.objective, e.log_likelihood, e.log_prior, e, machine.plan, divergent=owed)
 
 
-def _advance(machine: Machine, state: State, recent: list[Parameters]) -> State:
-    """One evaluation of the EM map, extrapolated where that pays."""
+def _advance(machine: Machine, state: State, accelerator: Accelerator | None) -> State:
+    """One evaluation of the EM map, extrapolated where that pays; a refused extrapolation costs a second one."""
     new = machine.maximise(state.parameters, state.e)
-    recent.append(new)
-    del recent[:-3]
-    ready = machine.settings.accelerate and machine.settings.e_step == "exact" and state.step >= WARM_UP
-    if ready and len(recent) == 3 and state.step + 2 <= machine.settings.max_steps:
-        jump = machine.extrapolate(*recent)
+    if accelerator is not None and state.step >= WARM_UP and state.step + 2 <= machine.settings.max_steps:
+        jump = accelerator.propose(machine.space(new), state.parameters, new)
         if jump is not None:
             tried = _try_jump(machine, state, jump)
-            if tried is not None:
-                del recent[:]
-                recent.append(tried.parameters)
-                return tried
-            plain = _state(machine, state.step + 2, new, machine.evaluate(new))
-            del recent[:-1]
-            return plain
+            accelerator.judged(tried is not None)
+            return tried or _state(machine, state.step + 2, new, machine.evaluate(new))
     return _state(machine, state.step + 1, new, machine.evaluate(new))
 
 
+def _accelerator(settings: EM) -> Accelerator | None:
+    """The extrapolation that the settings ask for: of exact EM only, whose map is the same at every step."""
+    if settings.accelerate is False or settings.e_step != "exact":
+        return None
+    return Daarem() if settings.accelerate == "daarem" else Squarem()
+
+
 def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
-    """The extrapolated point, if its objective is no worse than the current one; it counts as two evaluations."""
+    """The extrapolated point, if its objective is no worse than the current one."""
     try:
         jump = machine.hold(jump)
         e = machine.evaluate(jump)
@@ -225,7 +226,7 @@ def _try_jump(machine: Machine, state: State, jump: Parameters) -> State | None:
             return None
         if collapsed(machine.plan, jump, machine.watched):
             return None
-        return _state(machine, state.step + 2, jump, e)
+        return _state(machine, state.step + 1, jump, e)
     except (ValueError, RuntimeError) as error:
         if not is_numerical(error):
             raise
@@ -257,60 +258,6 @@ def is_numerical(error: Exception) -> bool:
     """Whether an error is one of the arithmetic: a matrix that is not positive definite."""
     text = str(error).lower()
     return "linalg" in type(error).__name__.lower() or any(w in text for w in ("cholesky", "singular", "positive"))
-
-
-class Stopping:
-    """Aitken's estimate of the remaining gain, held against the tolerance.
-
-    A single small increment proves nothing (EM has plateaus): the estimated remaining gain must be below the
-    tolerance in two steps running.
-
-    Reference:
-        Böhning, D. et al. (1994). The distribution of the likelihood ratio for mixtures. Ann. Inst. Stat. Math. 46.
-
-    Args:
-        tol: nats; 0 never stops.
-        first: objective at the start.
-        precision: relative spacing of the parameters' numbers; gains finer than that are rounding.
-    """
-
-    def __init__(self, tol: float, first: float, precision: float = torch.finfo(torch.float64).eps) -> None:
-        self.tol = tol
-        self.precision = precision
-        self.values = [first]
-        self.small = 0
-
-    def update(self, value: float) -> float:
-        """Record a new objective; the estimated remaining gain in nats."""
-        self.values.append(value)
-        remaining = remaining_gain(self.values, self.precision)
-        resolution = max(3.2e-15, self.precision / 4) * abs(value)
-        self.small = self.small + 1 if remaining < max(self.tol, resolution) else 0
-        return remaining
-
-    @property
-    def satisfied(self) -> bool:
-        """Whether to stop."""
-        return self.tol > 0 and self.small >= 2
-
-
-def remaining_gain(values: list[float], precision: float = torch.finfo(torch.float64).eps) -> float:
-    """Aitken's estimate of what the last three objectives leave to gain, nats (infinite if it cannot be told).
-
-    Args:
-        values: objectives after each step; the last three count.
-        precision: relative spacing of the parameters' numbers; single precision leads EM round a cycle of such gains.
-    """
-    if len(values) < 3:
-        return math.inf
-    before, last = values[-2] - values[-3], values[-1] - values[-2]
-    rounding = max(1e-15, precision / 4) * (1 + abs(values[-1]))
-    if last <= rounding:
-        return abs(last)
-    if before <= last:
-        return math.inf
-    rate = last / before
-    return max(last * rate / (1 - rate), last)
 
 
 def best_of(states: list[State]) -> int:
