@@ -19,6 +19,7 @@ from ppl_em.mstep.conjugate_posterior import Space, as_vectors, canonical, mode,
 from ppl_em.plan.conjugacy import EVENT_DIMS, Conjugacy, Evidence, recognise
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import Update
+from ppl_em.variational_em.sticks import break_counts
 
 #: Proposals of a float32 program are stationary to this residual.
 SINGLE = 1e-2
@@ -118,7 +119,7 @@ class Conjugate:
         assert elements.cells is not None and index is not None
         cells = int(elements.cells.max()) + 1
         summed = {n: t.new_zeros(cells, *t.shape[1:]).index_add(0, elements.cells, t) for n, t in by_row.items()}
-        shape = parameters[self.name].shape
+        shape = torch.Size(evidence.link.transform.image_shape(parameters[self.name].shape))
         dims = EVENT_DIMS.get(evidence.pair.prior, 0)
         if dims == 0 or evidence.pair.prior == "Dirichlet":
             flat = {n: t.reshape(-1)[where] for n, t in summed.items()}
@@ -127,6 +128,9 @@ class Conjugate:
             pooled = {n: _pool(t, index, shape.numel()).reshape(shape) for n, t in flat.items()}
             if self.conjugacy.prior == "MultivariateNormal":
                 pooled["precision"] = torch.diag_embed(pooled["precision"])
+            if self.conjugacy.prior == "Beta" and "counts" in pooled:
+                won, lost = break_counts(pooled["counts"])
+                return {"successes": won, "failures": lost}
             return pooled
         size = shape[-dims:].numel()
         block = (index // size).reshape(cells, size)[:, 0]

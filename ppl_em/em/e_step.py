@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
 
+from ppl_em.em.prior import jacobian
 from ppl_em.exact.engine import Expected, Weights
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.choice import BlockPlan
@@ -51,7 +51,9 @@ def site_factors(plan: Plan, parameters: Mapping[str, Tensor], sites: list[Site]
     if plan.map_space == "unconstrained":
         for site in sites:
             if site.point is not None:
-                factors[site.name] = factors[site.name] + jacobian(plan, site, parameters)
+                factors[site.name] = factors[site.name] + jacobian(
+                    site, plan.program.parameters[site.point].constraint, parameters
+                )
     return factors
 
 
@@ -68,25 +70,6 @@ def named_by_role(plan: Plan, site: Site, factor: Factor) -> Factor:
             renamed[axis.plate] = axis.time
         return Factor(factor.tensor, tuple(renamed.get(d, d) for d in factor.dims))
     return factor
-
-
-def jacobian(plan: Plan, site: Site, parameters: Mapping[str, Tensor]) -> Factor:
-    """log |dx / du| of a prior's latent x in its unconstrained coordinates u: what its density in u has besides x's.
-
-    Args:
-        plan: gives the support.
-        site: the prior.
-        parameters: constrained values.
-    """
-    assert site.point is not None
-    constraint = plan.program.parameters[site.point].constraint
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    transform = biject_to(constraint)
-    value = parameters[site.point]
-    free = transform.inv(value)
-    slope = transform.log_abs_det_jacobian(free, value)
-    return site.finish(Factor(slope.reshape(site.value.tensor.shape[: len(site.value.dims)]), site.value.dims))
 
 
 def site_sizes(plan: Plan, site: Site) -> dict[str, int]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.distributions import biject_to, constraints
 
 from ppl_em.ir import Factor, Site
 
@@ -43,3 +46,29 @@ def at_point(site: Site, parameters: Mapping[str, Tensor]) -> Site:
         return site
     value = parameters[site.point].detach().reshape(site.value.tensor.shape)
     return replace(site, value=Factor(value, site.value.dims))
+
+
+def jacobian(site: Site, constraint: Any, parameters: Mapping[str, Tensor]) -> Factor:
+    """Log-derivative |dx / du| of a prior's latent x by its unconstrained coordinates u, by element of the prior.
+
+    The coordinates are those of ``torch.distributions.biject_to``; of a covariance, the elements of its Cholesky factor
+    with the logarithms of the diagonal.
+
+    Args:
+        site: the prior.
+        constraint: the latent's support.
+        parameters: constrained values.
+    """
+    assert site.point is not None
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    value = parameters[site.point]
+    if constraint is constraints.positive_definite:
+        diagonal = torch.linalg.cholesky(value).diagonal(dim1=-2, dim2=-1)
+        size = diagonal.shape[-1]
+        power = torch.arange(size + 1, 1, -1, dtype=value.dtype, device=value.device)
+        slope = (power * diagonal.log()).sum(-1) + size * math.log(2)
+    else:
+        transform = biject_to(constraint)
+        slope = transform.log_abs_det_jacobian(transform.inv(value), value)
+    return site.finish(Factor(slope.reshape(site.value.tensor.shape[: len(site.value.dims)]), site.value.dims))

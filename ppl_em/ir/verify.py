@@ -6,6 +6,7 @@ works on that pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from ppl_em.errors import PplEmError
 from ppl_em.ir.block import Block
 from ppl_em.ir.factor import Factor
-from ppl_em.ir.graph import Argument, Parameter, Program, Site
+from ppl_em.ir.graph import Argument, Link, Parameter, Program, Site
 
 
 class MalformedProgram(PplEmError, AssertionError):
@@ -135,6 +136,11 @@ def _factor(where: str, factor: Factor, site: Site, sizes: Mapping[str, int]) ->
             yield f"{where}: '{dim}' is neither a named dimension nor inside the event"
 
 
+def _image_size(link: Link, parameter: Parameter) -> int:
+    """Number of elements of the argument that a link's transform makes of a parameter."""
+    return max(1, math.prod(link.transform.image_shape(parameter.init.shape)))
+
+
 def _links(where: str, argument: Argument, parameters: Mapping[str, Parameter]) -> Iterator[str]:
     for link in argument.links:
         if link.parameter not in parameters:
@@ -142,7 +148,7 @@ def _links(where: str, argument: Argument, parameters: Mapping[str, Parameter]) 
             continue
         if link.index.shape != argument.value.tensor.shape:
             yield f"{where}: index {tuple(link.index.shape)}, value {tuple(argument.value.tensor.shape)}"
-        elif link.index.numel() and int(link.index.max()) >= max(1, parameters[link.parameter].init.numel()):
+        elif link.index.numel() and int(link.index.max()) >= _image_size(link, parameters[link.parameter]):
             yield f"{where}: index beyond the elements of '{link.parameter}'"
         for part in (link.slope, link.offset):
             if part is not None and part.shape != link.index.shape:

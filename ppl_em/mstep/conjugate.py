@@ -259,3 +259,8 @@ for _likelihood, _read in (("Normal", lambda m: m), ("LogNormal", _on_logs)):
     _add("Gamma", _likelihood, "scale", "rsqrt", _read(_squares), _unscaled)
 _add("MultivariateNormal", "MultivariateNormal", "loc", "identity", _vector_location)
 _add("Wishart", "MultivariateNormal", "precision_matrix", "identity", _scatter)
+
+
+def registered_pairs() -> tuple[Pair, ...]:
+    """All conjugate pairs that are known."""
+    return tuple(_PAIRS.values())

@@ -134,6 +134,8 @@ def _evidence(name: str, prior: str, site: Site, shape: Sequence[int]) -> Eviden
         return f"it reaches '{site.name}' through a computation that is not an element-by-element link"
     family, transform = site.family.__name__, links[0].transform.name
     pair = find_pair(prior, family, argument, transform)
+    if prior == "Beta" and links[0].transform.longer:  # breaks of a stick: the counts of its pieces
+        pair, shape = find_pair("Dirichlet", family, argument), links[0].transform.image_shape(torch.Size(shape))
     if pair is None and prior in _ELEMENTWISE:
         pair = find_pair(_ELEMENTWISE[prior], family, argument, transform)
     if pair is None:
@@ -141,7 +143,7 @@ def _evidence(name: str, prior: str, site: Site, shape: Sequence[int]) -> Eviden
     affine = links[0].slope is not None
     if affine and pair.affine is None:
         return f"{argument} of '{site.name}' is a multiple of it"
-    if pair.prior in EVENT_DIMS and not _whole_entries(links[0], prior, shape):
+    if pair.prior in EVENT_DIMS and not _whole_entries(links[0], pair.prior if prior == "Beta" else prior, shape):
         return f"{argument} of '{site.name}' is a part of it"
     return Evidence(site.name, argument, links[0], pair)
 
@@ -162,6 +164,8 @@ def _whole_entries(link: Link, prior: str, shape: Sequence[int]) -> bool:
     if link.index.dim() < dims or tuple(link.index.shape[link.index.dim() - dims :]) != tuple(shape[-dims:]):
         return False
     index = link.index.reshape(-1, size)
+    if prior == "Dirichlet":  # rows without any of its elements do not count
+        index = index[(index >= 0).any(-1)]
     if bool((index < 0).any()) or bool((index // size != index[:, :1] // size).any()):
         return False
     order = index % size
