@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ppl_em.checkpointing import Checkpoint
 from ppl_em.em.loop import Machine, State
 from ppl_em.em.parted import machine_for, of_parts
 from ppl_em.em.restarts import Outcome, Runs, make_starts
@@ -86,7 +87,8 @@ def fit(
         coords: labels of dimensions, for tables and ArviZ.
         seed: of all randomness.
         progress: show progress; None shows it in a terminal when the fit takes long.
-        checkpoint: a path at which the state is kept (not available yet).
+        checkpoint: a file in which the best values so far are kept (every 20 seconds, and at the end). If it exists, the
+            fit goes on from there, as a single start; a file of another program or other data is refused.
         verify: check the engines against brute force on a shrunken copy.
 
     Returns:
@@ -106,21 +108,35 @@ def fit(
         >>> round(float(fit(coin, torch.tensor([1.0, 1.0, 0.0, 1.0])).params["p"]), 4)
         0.75
     """
-    if checkpoint is not None:
-        hint = "result.save(path) after the fit"
-        raise NotAvailableYet(message("checkpoints are not available yet", hint=hint))
     if restarts is not None and restarts < 1:
         raise PlanError(message("restarts must be at least 1", value=restarts))
     options = {"guide": guide, "method": method, "init": init, "freeze": freeze, "weights": weights}
     problem = pose(model, args, ENGINES, **options, model_kwargs=model_kwargs, seed=seed)
+    kept = None if checkpoint is None else Checkpoint.open(checkpoint)
+    if kept is not None:
+        problem, restarts = _resumed(problem, kept, restarts)
     if problem.plan.method == "svi":
-        return fit_svi(problem, restarts, progress, coords or {})
+        return fit_svi(problem, restarts, progress, coords or {}, kept)
     if verify:
         from ppl_em.verify import verify_plan
 
         plan = verify_plan(problem.plan, problem.values, problem.em.engines or ENGINES, rule_lookup)
         problem = replace(problem, plan=plan)
-    return _fit_em(problem, restarts, progress, coords or {})
+    return _fit_em(problem, restarts, progress, coords or {}, kept)
+
+
+def _resumed(problem: Problem, kept: Checkpoint, restarts: int | None) -> tuple[Problem, int | None]:
+    """The problem as its checkpoint left it, and the number of starts."""
+    if problem.em.globals == "variational" and problem.plan.method == "em":
+        hint = "result.save(path) after the fit"
+        raise NotAvailableYet(message("checkpoints of variational Bayes are not available yet", hint=hint))
+    kept.of(problem.plan)
+    if not kept.values:
+        return problem, restarts
+    own = {n: v for n, v in kept.values.items() if n in problem.values}
+    guide = {n: v for n, v in kept.values.items() if n not in own}
+    values = {**problem.values, **own}
+    return replace(problem, values=values, guide_values={**problem.guide_values, **guide}, init="params"), 1
 
 
 def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
@@ -166,10 +182,20 @@ def _accepted(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k in known}
 
 
-def _fit_em(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
-    several = problem.em.variant == "batch" and problem.init != "params" and (bool(problem.plan.blocks) or problem.plan.tabulated)
+def _fit_em(
+    problem: Problem,
+    restarts: int | None,
+    progress: bool | None,
+    coords: Mapping[str, Any],
+    kept: Checkpoint | None = None,
+) -> FitResult:
+    several = (
+        problem.em.variant == "batch"
+        and problem.init != "params"
+        and (bool(problem.plan.blocks) or problem.plan.tabulated)
+    )
     count = restarts if restarts is not None else (DEFAULT_RESTARTS if several else 1)
-    with isolated(problem.seed), torch.enable_grad(), Progress(progress, count) as bar:
+    with isolated(problem.seed), torch.enable_grad(), Progress(progress, count, kept) as bar:
         refuse_impossible(problem.plan, problem.values)
         machine = make_machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         starts = make_starts(machine, problem.values, problem.init, count, problem.seed)

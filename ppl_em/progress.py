@@ -1,4 +1,4 @@
-"""A progress line for long fits: steps, objective, what is left to gain."""
+"""A progress line for long fits: steps, objective, what is left to gain; their checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 import time
 from types import TracebackType
 from typing import Any
+
+from ppl_em.checkpointing import Checkpoint
 
 #: Fits that end sooner show nothing, unless asked to.
 QUIET_SECONDS = 2.0
@@ -17,9 +19,11 @@ class Progress:
     Args:
         show: True always, False never, None in a terminal when the fit takes long.
         starts: number of starts.
+        checkpoint: keeps the best state, if there is one.
     """
 
-    def __init__(self, show: bool | None, starts: int) -> None:
+    def __init__(self, show: bool | None, starts: int, checkpoint: Checkpoint | None = None) -> None:
+        self.checkpoint = checkpoint
         self.show = sys.stderr.isatty() if show is None else show
         self.delay = QUIET_SECONDS if show is None else 0.0
         self.starts = starts
@@ -35,9 +39,13 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self.checkpoint is not None:
+            self.checkpoint.write()
 
     def update(self, start: int, state: Any) -> None:
-        """Show a state of a start."""
+        """Show a state of a start, and keep it if it is the best."""
+        if self.checkpoint is not None:
+            self.checkpoint.see(state.parameters, state.objective)
         now = time.monotonic()
         if not self.show or now - self._began < self.delay or (now - self._last < 0.1 and state.status is None):
             return

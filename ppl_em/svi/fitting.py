@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_em.checkpointing import Checkpoint
 from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import Machine
 from ppl_em.em.restarts import Start, make_starts
@@ -56,7 +57,13 @@ class Iterate:
         return cls(state.step, state.parameters, state.objective, state.held_out, state.status)
 
 
-def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coords: Mapping[str, Any]) -> FitResult:
+def fit_svi(
+    problem: Problem,
+    restarts: int | None,
+    progress: bool | None,
+    coords: Mapping[str, Any],
+    kept: Checkpoint | None = None,
+) -> FitResult:
     """Fit a problem whose plan asks for SVI.
 
     Args:
@@ -64,6 +71,7 @@ def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coord
         restarts: number of starts; None runs one, from the best of several first guesses.
         progress: see :class:`~ppl_em.progress.Progress`.
         coords: labels of dimensions.
+        kept: where the best values are kept while the fit runs.
 
     Raises:
         DataError: data without any hidden structure.
@@ -73,7 +81,7 @@ def fit_svi(problem: Problem, restarts: int | None, progress: bool | None, coord
             refuse_impossible(problem.plan, problem.values)
     starts = _starts(problem, restarts)
     outcomes: list[tuple[Start, SVIOutcome]] = []
-    with Progress(progress, len(starts)) as bar:
+    with Progress(progress, len(starts), kept) as bar:
         for index, start in enumerate(starts):
             outcome = _run(problem, start, index, bar)
             outcomes.append((start, outcome))

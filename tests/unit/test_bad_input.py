@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 
 import ppl_em
-from ppl_em.errors import DataError, ModelError, NotAvailableYet, PlanError, PplEmError
+from ppl_em.errors import DataError, ModelError, PlanError, PplEmError
 
 
 def mixture(x: torch.Tensor, num_components: int = 2) -> None:
@@ -252,7 +252,3 @@ def _half_scaled(x: torch.Tensor) -> None:
         z = pyro.sample("z", dist.Bernoulli(0.5))
         with poutine.scale(scale=0.5):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def test_what_is_not_available_yet_says_so() -> None:
-    refuse(NotAvailableYet, "checkpoint", mixture, X, checkpoint="here")
