@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor
 
 from ppl_em import fitted_model
 from ppl_em.arguments import as_tensors
 from ppl_em.errors import NotAvailableYet, PplEmError, message
+from ppl_em.loaders import batches, gathered
 from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.trace.provenance import tensors_in
@@ -39,6 +41,7 @@ class Queries:
     _model: Any
     _settings: Mapping[str, Any]
     _engines: tuple[Any, ...] | None
+    _parted: bool
 
     @property
     def _fit(self) -> FitResult:
@@ -84,7 +87,8 @@ class Queries:
             return self._source
         given = dict(kwargs or {})
         given = {**given.pop("model_kwargs", {}), **given}
-        return Source(self._model, as_tensors(args), as_tensors({**self._settings, **given}), self.seed)
+        data = as_tensors(gathered(args))
+        return Source(self._model, data, as_tensors({**self._settings, **given}), self.seed, batch=self._parted)
 
     def with_data(self, *args: Any, **kwargs: Any) -> FitResult:
         """The same fit with data at hand: for a loaded result, whose data were not kept.
@@ -112,8 +116,13 @@ class Queries:
             Shaped by the outermost data plate; a scalar where there is none (or where a global latent ties all data).
         """
         from ppl_em.per_datum import log_prob
+        from ppl_em.problem import find_loader
 
-        return log_prob(self._plan_for(args, kwargs), self._values)
+        position = find_loader(args)
+        if position is None:
+            return log_prob(self._plan_for(args, kwargs), self._values)
+        parts = [log_prob(self._plan_for(call, kwargs), self._values) for call in batches(args, position)]
+        return torch.cat(parts) if parts[0].dim() else torch.stack(parts).sum()
 
     def predict(
         self,
@@ -192,9 +201,39 @@ class Queries:
             self._not_yet("an importance-weighted log-likelihood")
         return float(self.log_likelihood or 0.0), 0.0
 
-    def impute(self, *args: Any) -> Any:
-        """Completed data (not available yet)."""
-        return self._not_yet("impute()")
+    def impute(
+        self, *args: Any, num_samples: int | None = None, seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Completed data: what is missing (NaN) filled in, given what was observed.
+
+        By default with conditional means, the exact posterior over the latents included: of a multivariate normal the
+        regression on the observed elements, of a chain's step by the smoothed posterior. Whole numbers get their most
+        probable value.
+
+        Args:
+            args, kwargs: the model's arguments; the training data if none are given.
+            num_samples: so many joint draws of what is missing, in place of means.
+            seed: of the draws; None draws afresh.
+
+        Returns:
+            By observed site, shaped as its value; (num_samples, …) where draws were asked for.
+
+        Raises:
+            PplEmError: there is no conditional mean (draws can be had).
+
+        Example:
+            >>> import ppl_em, torch, pyro, pyro.distributions as dist
+            >>> def model(x):
+            ...     loc = pyro.param("loc", torch.zeros(2))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+            >>> x = torch.tensor([[1.0, 4.0], [3.0, torch.nan], [2.0, 6.0]])
+            >>> ppl_em.fit(model, x).impute()["x"][1].round()
+            tensor([3., 5.])
+        """
+        from ppl_em.imputation import impute
+
+        return impute(self._fit, args, kwargs, num_samples, seed)
 
     def update(self, *args: Any, **kwargs: Any) -> FitResult:
         """One step on new data, as a new result; this one is unchanged.

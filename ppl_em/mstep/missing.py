@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppl_em.distributions.partly_observed import CHUNK, PartlyObservedNormal, Patterns, conditional, standardised
+from ppl_em.distributions.observed_normal import CHUNK, Patterns, conditional, standardised
+from ppl_em.distributions.partly_observed import PartlyObservedNormal
 from ppl_em.mstep.block import Argument, Block
 from ppl_em.mstep.given import GivenSample
 from ppl_em.mstep.multivariate import multivariate_normal

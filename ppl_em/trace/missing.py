@@ -63,7 +63,7 @@ def seen_part(name: str, fn: Any, value: Any, mask: Any = None, given: Any = Non
         total = value.detach().sum()
         if bool(total.isfinite()) or not bool((nan := value.detach().isnan()).any()):
             return Seen(fn, value)
-        base, counted = _innermost(fn), _counted(fn, value, mask)
+        base, counted = innermost(fn), _counted(fn, value, mask)
         hidden = nan & counted
         depth = len(base.event_shape)
         whole = hidden.flatten(value.dim() - depth).all(-1) if depth else hidden
@@ -77,7 +77,8 @@ def seen_part(name: str, fn: Any, value: Any, mask: Any = None, given: Any = Non
     return Seen(fn, value, hidden if bool(hidden.any()) else None)
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """A distribution without its wrappers."""
     while isinstance(fn, (torch.distributions.Independent, dist.MaskedDistribution, ExpandedDistribution)):
         fn = fn.base_dist
     return fn
@@ -85,7 +86,7 @@ def _innermost(fn: Any) -> Any:
 
 def knows_gaps(fn: Any) -> bool:
     """Whether NaN in a value means something to a distribution."""
-    return isinstance(_innermost(fn), (PartlyObservedNormal, PartlyObservedMixture))
+    return isinstance(innermost(fn), (PartlyObservedNormal, PartlyObservedMixture))
 
 
 def _counted(fn: Any, value: Tensor, mask: Any) -> Tensor:
@@ -123,7 +124,7 @@ def _with_gaps(name: str, base: Any, given: Any, partial: Tensor) -> Callable[[A
     Raises:
         DataError: its family has no density for a part of an event.
     """
-    made_of = compound_parts(base if given is None else _innermost(given))
+    made_of = compound_parts(base if given is None else innermost(given))
     family = type(base) if made_of is None else made_of[0]
     if not admits_gaps(base, family):
         first = tuple(partial.nonzero()[0].tolist())
