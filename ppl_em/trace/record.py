@@ -73,6 +73,12 @@ class Record:
         """Number of rightmost batch dimensions that ``.to_event`` made part of the event."""
         return self.reinterpreted if self.peeled is None else self.peeled.inner
 
+    @property
+    def full_value(self) -> Tensor:
+        """The value in the shape of a draw, where one value stands for all elements of a plate."""
+        shape = tuple(self.fn.batch_shape) + tuple(self.fn.event_shape)
+        return self.value.expand(torch.broadcast_shapes(self.value.shape, shape))
+
     def log_prob(self) -> Tensor:
         """Elementwise log-density, shape broadcastable to the batch shape; mask and scale not applied."""
         if self.elementwise is not None:

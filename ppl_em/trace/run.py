@@ -29,6 +29,7 @@ def run_program(
     unobserve: bool = False,
     keep_subsamples: bool = False,
     time: str | tuple[int, ...] | None = None,
+    compact: bool = False,
 ) -> Run:
     """Run a program once and record it.
 
@@ -40,13 +41,14 @@ def run_program(
         unobserve: ``assign`` may also replace observed values (they are to be predicted).
         keep_subsamples: a declared subsample size is that of the arguments (a batch of a loader).
         time: how loops over ``ppl_em.markov`` run: ``"vector"``, some steps only, or None for step by step.
+        compact: discrete latents that are drawn have one value for all elements of large plates.
 
     Raises:
         ModelError: the program fails, or uses a construct that cannot be read.
     """
     provenance = Provenance() if follow else None
     declared: dict[str, int] = {}
-    recorder = Recorder(assign or (lambda name, fn: None), parameters or {}, provenance, unobserve)
+    recorder = Recorder(assign or (lambda name, fn: None), parameters or {}, provenance, unobserve, compact)
     mode = None if time is None else TimeMode(recorder.records, time)
     with ExitStack() as stack:
         stack.enter_context(time_mode(mode))

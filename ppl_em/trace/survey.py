@@ -41,7 +41,7 @@ class Survey:
     def __init__(self, source: Source, values: Mapping[str, Tensor] | None) -> None:
         self.source, self.values = source, values
         states = generator_states()
-        self.first = self._run(lambda name, fn: None)
+        self.first = self._first()
         used = [name for name, state in generator_states().items() if state != states[name]]
         self.other_randomness = tuple(f"the program draws random numbers from {name}" for name in used)
         self.records = dict(self.first.records)
@@ -52,7 +52,13 @@ class Survey:
         self._seen: set[tuple[tuple[str, int], ...]] = set()
         self._note_escapes(self.first)
 
-    def _run(self, assign: Any) -> Run:
+    def _first(self) -> Run:
+        try:
+            return self._run(lambda name, fn: None, compact=True)
+        except Exception:  # not vectorised over its plates
+            return self._run(lambda name, fn: None)
+
+    def _run(self, assign: Any, compact: bool = False) -> Run:
         return run_program(
             self.source.model,
             self.source.args,
@@ -62,6 +68,7 @@ class Survey:
             follow=True,
             keep_subsamples=self.source.batch,
             time=self.source.time,
+            compact=compact,
         )
 
     def _note_escapes(self, run: Run) -> None:

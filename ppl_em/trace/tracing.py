@@ -154,7 +154,7 @@ def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
     layout = refuse_wide(survey.records, scopes, summed, way.folded, refusals)
     summed = _summed(latents, refusals)
     scopes = {n: tuple(z for z in s if z in summed) for n, s in scopes.items()}
-    local = {z: survey.records[z].value.detach() for z in latents if z not in summed and z not in points}
+    local = {z: survey.records[z].full_value.detach() for z in latents if z not in summed and z not in points}
     enumeration = Enumeration(
         survey.source, layout, summed, points, local, scopes, by_path & set(summed), survey.records
     )

@@ -87,16 +87,26 @@ class Draws:
         generator = torch.Generator().manual_seed(seed)
         self.latents = latents
         self.offset, self.stride = {}, {}
+        self.spared: dict[str, tuple[int, ...]] = {}
         for z, v in latents.items():
             shape = tuple(seen[z].fn.batch_shape)
             shape = shape[: len(shape) - v.folded]
             self.offset[z] = torch.randint(v.cardinality, shape, generator=generator)
+            # Along plates that the survey passed with one value for all, one replay has a value for each element.
+            known = (1,) * (len(shape) - seen[z].value.dim()) + tuple(seen[z].value.shape)
+            self.spared[z] = tuple(i for i, (n, own) in enumerate(zip(shape, known, strict=False)) if own < n)
             stride = int(torch.randint(1, 1 + max(1, v.cardinality - 1), (), generator=generator))
             self.stride[z] = _coprime(stride, v.cardinality)
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Positions in one replay, by the batch dimensions of each latent that are not folded."""
-        return {z: (self.offset[z] + step * self.stride[z]) % v.cardinality for z, v in self.latents.items()}
+        return {z: (self._offset(z, step) + step * self.stride[z]) % v.cardinality for z, v in self.latents.items()}
+
+    def _offset(self, latent: str, step: int) -> Tensor:
+        offset = self.offset[latent]
+        for dim in self.spared[latent] if step > 0 else ():
+            offset = offset.narrow(dim, 0, 1)
+        return offset
 
 
 class Comparison:
