@@ -92,6 +92,7 @@ class FitResult(Queries, Uncertainty):
     _settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _engines: tuple[Any, ...] | None = field(default=None, repr=False)
     _averages: Any = field(default=None, repr=False)
+    _parted: bool = field(default=False, repr=False)
     _schedule: tuple[float, float] = field(default=(0.6, 0.0), repr=False)
 
     @classmethod

@@ -47,7 +47,7 @@ def of_parts(result: FitResult, machine: Machine, problem: Problem) -> FitResult
         return result
     plan = replace(result.plan, parts=problem.plan.parts)
     count = round(sum(p.size for p in problem.parts))
-    return replace(result, _source=None, plan=SavedPlan.of(plan), num_observations=count)
+    return replace(result, _parted=True, _source=None, plan=SavedPlan.of(plan), num_observations=count)
 
 
 def averages_of(machine: StreamedMachine, result: FitResult) -> Averages | None:

@@ -28,13 +28,16 @@ class Parts(Protocol):
 
     Attributes:
         plate: the plate that is divided.
-        num_data: number of data in all parts.
         kept: the same parts, in the same order, at each pass.
     """
 
     plate: str
-    num_data: float
     kept: bool
+
+    @property
+    def num_data(self) -> float:
+        """Number of data in all parts."""
+        ...
 
     def __iter__(self) -> Iterator[Shard]:
         """All parts, each once."""

@@ -199,12 +199,12 @@ class TotalsSample(WeightedSample):
     def residual(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc), (R, *event)."""
         first = self._kept(("residual",))
-        return first - self._wide(first) * (loc - self.totals.centre)
+        return first - self._wide(first) * (loc - self._centre)
 
     def deviation(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc)²; refused where nearly everything cancels."""
         second, first = self._kept(("deviation",)), self._kept(("residual",))
-        shift = loc - self.totals.centre
+        shift = loc - self._centre
         square = self._wide(first) * shift.square()
         part = second - 2 * shift * first + square
         self._require(part, second + square)
@@ -213,7 +213,7 @@ class TotalsSample(WeightedSample):
     def outer(self, loc: Tensor) -> Tensor:
         """Σ_i w (x − loc)(x − loc)ᵀ; refused where nearly everything cancels."""
         second, first = self._kept(("outer",)), self._kept(("residual",))
-        shift = loc - self.totals.centre
+        shift = loc - self._centre
         cross = shift[..., :, None] * first[..., None, :]
         square = self._wide(first)[..., None] * shift[..., :, None] * shift[..., None, :]
         part = second - cross - cross.mT + square
@@ -231,6 +231,11 @@ class TotalsSample(WeightedSample):
     def log_likelihood(self, family: Callable[..., Any], args: Mapping[str, Tensor] | None = None) -> Tensor:
         """Not known."""
         raise Missing(DATA)
+
+    @property
+    def _centre(self) -> Tensor:
+        assert self.totals.centre is not None
+        return self.totals.centre
 
     def _kept(self, request: tuple[Any, ...], statistic: Statistic = None) -> Tensor:
         if request not in self.totals.kept:
