@@ -164,7 +164,10 @@ def log_weights(site: Site, beliefs: Beliefs, values: Values) -> Factor:
         if link.transform.longer:
             assert b.complement is not None
             source = expected_log_weights(b.log, b.complement)
-        log = torch.where(here, source.reshape(-1)[index], log)
+        expected = source.reshape(-1)[index]
+        if b.complement is not None and not link.transform.longer:  # a probability and its complement
+            expected = torch.where(slope_of(link, given) < 0, b.complement.reshape(-1)[index], expected)
+        log = torch.where(here, expected, log)
     return Factor(log, argument.value.dims)
 
 

@@ -33,7 +33,7 @@ def check_hyperparameters(plan: Plan, given: Mapping[str, Tensor]) -> None:
     start = {n: p.init for n, p in plan.program.parameters.items()}
     own = network.write(network.priors(start))
     constraints = {f"{n}.{h}": c for n, v in network.nodes.items() for h, c in network.hyperparameters(v).items()}
-    for name in sorted({*given, *own}):
+    for name in [*sorted(set(given) - set(own)), *own]:
         if name not in own or name not in given:
             what = "init names no hyperparameter of a factor" if name not in own else "init leaves a hyperparameter out"
             raise ModelError(message(what, site=name, hint=f"all of {sorted(own)}"))

@@ -104,6 +104,11 @@ def _by_element(node: Node, child: Child, rows: Rows, found: Message) -> Message
     argument = child.site.arguments[child.argument]
     index = rows.spread(Factor(child.link.index, argument.value.dims))
     here = index >= 0
+    if child.pair.prior == "Dirichlet" and node.family == "Beta" and not child.link.transform.longer:
+        won = rows.spread(Factor(slope_of(child.link, argument.value.tensor), argument.value.dims)) > 0
+        kept = found["counts"]
+        sides = {"successes": torch.where(won, kept, 0.0).sum(-1), "failures": torch.where(won, 0.0, kept).sum(-1)}
+        return {n: t.new_zeros(node.entries).index_add_(0, index[:, 0], t) for n, t in sides.items()}
     if child.pair.prior == "Dirichlet":
         table = _table(node, child, found["counts"], index)
         if not child.link.transform.longer:

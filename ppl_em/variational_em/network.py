@@ -50,6 +50,7 @@ class Network:
         sizes = dict(plan.program.sizes())
         for entry in plan.blocks:
             sizes.update(entry.block.sizes)
+        self._kept: dict[str, tuple[Hyper, Belief]] = {}
         self.data: dict[str, Observed | Drawn] = {
             n: Drawn(s) if s.point in self.nodes else Observed(s, sizes) for n, s in self.sites.items()
         }
@@ -79,8 +80,14 @@ class Network:
     # expectations ----------------------------------------------------------------------------------------------
 
     def beliefs(self, factors: Factors) -> dict[str, Belief]:
-        """Expectations under factors."""
-        return {n: belief(self.nodes[n].family, h) for n, h in factors.items()}
+        """Expectations under factors; those of a factor that has not changed are kept."""
+        found = {}
+        for name, h in factors.items():
+            kept = self._kept.get(name)
+            if kept is None or any(kept[0].get(k) is not t for k, t in h.items()):
+                kept = self._kept[name] = (dict(h), belief(self.nodes[name].family, h))
+            found[name] = kept[1]
+        return found
 
     def means(self, beliefs: Beliefs) -> dict[str, Tensor]:
         """Posterior means in the program's own shapes and dtypes."""

@@ -41,6 +41,8 @@ HINT = 'globals="point" (maximum a posteriori) or method="svi"'
 #: Whose precision the scale of a likelihood is.
 PRECISIONS = ("Gamma", "InverseGamma", "Wishart")
 LOCATIONS = ("Normal", "MultivariateNormal")
+#: Likelihoods of a whole vector of probabilities.
+CATEGORIES = ("Categorical", "OneHotCategorical", "Multinomial")
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,16 @@ def _children(plan: Plan, name: str, family: str, shape: tuple[int, ...]) -> lis
 def _child(name: str, family: str, site: Site, argument: str, link: Link, where: str, shape: tuple[int, ...]) -> Child:
     assert site.family is not None
     sticks = link.transform.longer > 0
-    prior = "Dirichlet" if sticks and family == "Beta" else family
+    two = family == "Beta" and site.family.__name__ in CATEGORIES and link.transform.name == "identity"
+    prior = "Dirichlet" if family == "Beta" and (sticks or two) else family
     transform = "identity" if sticks else link.transform.name
     pair = find_pair(prior, site.family.__name__, argument, transform)
     if pair is None:
         how = "" if link.transform.name == "identity" else f", through {link.transform.name}"
         raise _refusal(name, family, f"a {family} factor is not conjugate to '{argument}' of {where}{how}")
     width = shape[-1] + link.transform.longer if shape else 0
-    why = _gather(family, sticks, site.arguments[argument].value, link, width)
+    value = site.arguments[argument].value
+    why = _sides(link) if two else _gather(family, sticks, value, link, width)
     if why is not None:
         raise _refusal(name, family, f"'{argument}' of {where} {why}")
     return Child(site, argument, link, pair)
@@ -225,6 +229,15 @@ def _gather(family: str, sticks: bool, value: Factor, link: Link, width: int) ->
         positive = link.slope is None or bool(((link.slope > 0) | ~here).all())
         return None if level and positive else "is not a positive multiple of it"
     return None
+
+
+def _sides(link: Link) -> str | None:
+    """Why an argument is no row of a probability and its complement, in either order; or None."""
+    if link.slope is None or link.offset is None or link.index.shape[-1] != 2:
+        return "is not made of it and its complement"
+    one = (link.index[..., 0] == link.index[..., 1]) & (link.index[..., 0] >= 0)
+    sides = (link.slope.sum(-1) == 0) & (link.slope.abs() == 1).all(-1) & (link.offset == (1 - link.slope) / 2).all(-1)
+    return None if bool((one & sides).all()) else "is not made of it and its complement"
 
 
 def _complete(index: Tensor, width: int) -> bool:

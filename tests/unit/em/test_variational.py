@@ -67,6 +67,19 @@ def stick_evidence(x: Tensor) -> float:
     return first + log_beta(2 + b, 1.5 + c) - log_beta(2, 1.5)
 
 
+def two_sided(x: Tensor) -> None:
+    with pyro.plate("side", 2):
+        v = pyro.sample("v", dist.Beta(2.0, 3.0))
+    table = torch.stack([1 - v, v], -1)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Categorical(table[torch.tensor([0, 1, 0, 0, 1])]), obs=x)
+
+
+def two_sided_evidence(x: Tensor) -> float:
+    side = torch.tensor([0, 1, 0, 0, 1])
+    return sum(coin_evidence(x[side == k].double()) for k in (0, 1))
+
+
 def counts(x: Tensor) -> None:
     rate = pyro.sample("rate", dist.Gamma(2.0, 0.7))
     with pyro.plate("data", len(x)):
@@ -169,6 +182,7 @@ PAIRS = torch.stack([REAL[:6], 0.4 * REAL[:6] + REAL[1:]], 1)
         (coin, coin_evidence, BITS),
         (die, die_evidence, FACES),
         (stick, stick_evidence, FACES),
+        (two_sided, two_sided_evidence, BITS.long()),
         (counts, counts_evidence, POSITIVE),
         (waiting, waiting_evidence, POSITIVE),
         (normal_gamma, normal_evidence, REAL),
