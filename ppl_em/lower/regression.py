@@ -14,6 +14,7 @@ from ppl_em.ir.block import Block
 from ppl_em.ir.design import Design
 from ppl_em.lower.families import SiteMoments
 from ppl_em.lower.mixture import Lowered
+from ppl_em.lower.posterior import DatumLatent
 from ppl_em.mstep.given import LostPrecision
 from ppl_em.mstep.moments import CANCELLATION
 
@@ -67,63 +68,50 @@ class LoweredRegression:
     """
 
     def __init__(self, block: Block) -> None:
-        self.block = block
-        self.latent = block.latents[0]
-        self.data = self.latent.plates
-        self.prior = next(s for s in block.sites if s.role == "latent")
         self.site = next(s for s in block.sites if s.role == "observed")
         self.design = design_of(self.site)
-        sizes = [block.sizes[d] for d in self.data]
-        self.num_data, self.num_states = math.prod(sizes), block.sizes[self.latent.name]
         self.x = self.design.features[0].mT.contiguous()  # (F, N)
-        self.y = self.site.value.align(self.data).expand(sizes).reshape(-1).to(self.x.dtype)
+        self.latent = DatumLatent(block, self.x.dtype)
+        data, num_data = self.latent.data, self.latent.num_data
+        sizes = [block.sizes[d] for d in data]
+        self.y = self.site.value.align(data).expand(sizes).reshape(-1).to(self.x.dtype)
         self.width = len(self.x)
         self.pairs = torch.triu_indices(self.width, self.width)
-        scale = block.scale
-        wide = None if scale is None else scale.expand(dict(zip(self.data, sizes, strict=True))).align(self.data)
-        self.scale = None if wide is None else wide.reshape(-1).to(self.x.dtype)
-        self.chunk = max(256, min(self.num_data, CHUNK_ELEMENTS // (self.pairs.shape[1] + self.width)))
+        self.chunk = max(256, min(num_data, CHUNK_ELEMENTS // (self.pairs.shape[1] + self.width)))
         self._buffers: tuple[Tensor, ...] | None = None
 
     @staticmethod
     def accepts(block: Block) -> bool:
         """Whether the whole block is a mixture of linear regressions on the same covariates."""
-        if len(block.latents) != 1 or block.axis is not None or not block.latents[0].plates or block.alive:
+        if not DatumLatent.of(block) or len(block.sites) != 2:
             return False
         latent = block.latents[0]
-        priors = [s for s in block.sites if s.role == "latent"]
-        observed = [s for s in block.sites if s.role == "observed"]
-        if len(block.sites) != 2 or len(priors) != 1 or len(observed) != 1 or not priors[0].lowered:
-            return False
-        constant = not any(a.value.dims for a in priors[0].arguments.values())
-        return constant and eligible(observed[0], latent.name, latent.plates)
+        return all(eligible(s, latent.name, latent.plates) for s in block.sites if s.role == "observed")
 
     def run(self, parameters: Mapping[str, Tensor]) -> Lowered | None:
         """E-step and expected statistics; None where a density is not finite."""
-        dtype, name = self.x.dtype, self.latent.name
+        dtype, name, num_states = self.x.dtype, self.latent.name, self.latent.num_states
         scale = self.site.arguments["scale"]
         sigma = Factor(scale.evaluate(parameters).detach(), scale.value.dims).align((name,))
-        sigma = sigma.expand(self.num_states).to(dtype)
-        prior = self.prior.log_factor(parameters).align((name,)).detach().to(dtype)
-        constant = prior - sigma.log() - 0.5 * math.log(2 * math.pi)
+        sigma = sigma.expand(num_states).to(dtype)
+        constant = self.latent.log_prior(parameters) - sigma.log() - 0.5 * math.log(2 * math.pi)
         coefficients = by_cell(self.design, parameters).to(dtype)
         if not bool(torch.isfinite(sigma).all() & torch.isfinite(coefficients).all()):
             return None
-        sums = torch.zeros(self.num_states, self.pairs.shape[1] + self.width + 1, dtype=torch.float64)
-        pulls = torch.zeros(self.num_states, self.width + 2, dtype=torch.float64)
+        sums = torch.zeros(num_states, self.pairs.shape[1] + self.width + 1, dtype=torch.float64)
+        pulls = torch.zeros(num_states, self.width + 2, dtype=torch.float64)
         total = 0.0
-        for start in range(0, self.num_data, self.chunk):
+        for start in range(0, self.latent.num_data, self.chunk):
             total += self._chunk(start, coefficients, sigma, constant, sums, pulls)
         if not math.isfinite(total):
             return None
         moments = self._moments(coefficients.double(), sums, pulls)
-        counts = Factor(sums[:, -1].to(dtype), (name,))
-        return Lowered(total, {self.site.name: moments}, {self.prior.name: (counts, frozenset(self.data))})
+        return Lowered(total, {self.site.name: moments}, self.latent.weights(sums[:, -1]))
 
     def _chunk(
         self, start: int, coefficients: Tensor, sigma: Tensor, constant: Tensor, sums: Tensor, pulls: Tensor
     ) -> float:
-        stop = min(start + self.chunk, self.num_data)
+        stop = min(start + self.chunk, self.latent.num_data)
         products, residual, weights, top, total = (b[..., : stop - start] for b in self._buffer())
         x = self.x[:, start:stop]
         torch.mm(coefficients, x, out=residual)
@@ -132,21 +120,14 @@ class LoweredRegression:
         torch.sub(self.y[start:stop], residual, out=residual)
         torch.mul(residual, (sigma * math.sqrt(2)).reciprocal()[:, None], out=weights)
         torch.addcmul(constant[:, None], weights, weights, value=-1, out=weights)
-        torch.amax(weights, 0, out=top)
-        weights.sub_(top).exp_()
-        torch.sum(weights, 0, out=total)
-        weights.div_(total)
-        total.log_().add_(top)
-        if self.scale is not None:
-            weights.mul_(self.scale[start:stop])
-            total.mul_(self.scale[start:stop])
+        likelihood = self.latent.normalise(weights, top, total, start)
         self._fill(x, products)
         sums.add_(weights @ products.mT)
         weights.mul_(residual)
         pulls[:, : self.width].add_(weights @ x.mT)
         pulls[:, -2].add_(weights.sum(1))
         pulls[:, -1].add_(weights.mul_(residual).sum(1))
-        return float(total.sum(dtype=torch.float64))
+        return likelihood
 
     def _fill(self, x: Tensor, out: Tensor) -> None:
         """Products of covariates (upper triangle), the covariates themselves, and ones."""
@@ -158,7 +139,7 @@ class LoweredRegression:
 
     def _moments(self, coefficients: Tensor, sums: Tensor, pulls: Tensor) -> RegressionMoments:
         pairs = self.pairs.shape[1]
-        gram = sums.new_zeros(self.num_states, self.width, self.width)
+        gram = sums.new_zeros(self.latent.num_states, self.width, self.width)
         gram[:, self.pairs[0], self.pairs[1]] = sums[:, :pairs]
         gram[:, self.pairs[1], self.pairs[0]] = sums[:, :pairs]
         linear = sums[:, pairs:-1]
@@ -170,12 +151,12 @@ class LoweredRegression:
         if self._buffers is None:
             shapes = (
                 (self.pairs.shape[1] + self.width + 1, self.chunk),
-                (self.num_states, self.chunk),
-                (self.num_states, self.chunk),
+                (self.latent.num_states, self.chunk),
+                (self.latent.num_states, self.chunk),
                 (self.chunk,),
                 (self.chunk,),
             )
-            self._buffers = tuple(torch.empty(s, dtype=self.x.dtype) for s in shapes)
+            self._buffers = tuple(self.x.new_empty(s) for s in shapes)
             self._buffers[0][-1].fill_(1.0)
         return self._buffers
 
