@@ -175,4 +175,5 @@ def test_arviz_1_reads_compares_and_draws_a_fit(fits: dict[str, ppl_em.FitResult
         [python, "-W", "ignore", "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) == pytest.approx(fits["two"].loo.elpd, abs=1e-6)
+    # The two generations smooth the tails of the weights a little differently.
+    assert float(done.stdout.split()[-1]) == pytest.approx(fits["two"].loo.elpd, abs=0.01)
