@@ -45,6 +45,7 @@ def save(result: FitResult, path: Path, *, data: bool = False) -> Path:
             tensors[f"{group}/{name}"] = value.detach().cpu().clone().contiguous()
     tensors["history"] = result.history.clone()
     header = _header(result)
+    _add_guide(result, header, tensors)
     if data and result._source is not None:
         header["args"] = [pack(v, f"args/{i}", tensors) for i, v in enumerate(result._source.args)]
         header["kwargs"] = {k: pack(v, f"kwargs/{k}", tensors) for k, v in result._source.kwargs.items()}
@@ -59,6 +60,45 @@ def save(result: FitResult, path: Path, *, data: bool = False) -> Path:
     except OSError as error:
         raise FileError(message("cannot write the result", value=path, why=str(error))) from error
     return path
+
+
+def _add_guide(result: FitResult, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Put what an approximate posterior is rebuilt from into header and tensors."""
+    from ppl_em.svi.result import ApproximateResult
+    from ppl_em.svi.saved_guide import describe, tracing_to_json
+
+    if not isinstance(result, ApproximateResult):
+        return
+    saved = result._saved if result._run is None else describe(result._run)
+    if saved is None:
+        return
+    names = list(saved.tensors)
+    for name in names:
+        tensors[f"guide/{name}"] = saved.tensors[name].detach().cpu().clone().contiguous()
+    header["guide"] = {"content": dict(saved.content), "tensors": names, "tracing": tracing_to_json(result._tracing)}
+    header["trained"] = {
+        "held_out": list(result.held_out),
+        "num_values": result.num_values,
+        "num_trained": result.num_trained,
+    }
+
+
+def _approximate(header: Mapping[str, Any], tensors: Mapping[str, Tensor], guide: Any) -> dict[str, Any]:
+    """The members of an approximate result that only it has."""
+    from ppl_em.svi.saved_guide import SavedGuide, tracing_from_json
+
+    if "guide" not in header:
+        return {}
+    kept = header["guide"]
+    saved = SavedGuide(kept["content"], {n: tensors[f"guide/{n}"] for n in kept["tensors"]}, guide)
+    trained = header["trained"]
+    return {
+        "_saved": saved,
+        "_tracing": tracing_from_json(kept["tracing"]),
+        "held_out": tuple(trained["held_out"]),
+        "num_values": trained["num_values"],
+        "num_trained": trained["num_trained"],
+    }
 
 
 def _header(result: FitResult) -> dict[str, Any]:
@@ -95,7 +135,8 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     Args:
         path: the directory.
         model: the program that was fitted (programs are not stored).
-        guide: the guide, if one was used.
+        guide: the user's guide, if one was used, or the module given as ``SVI(encoder=…)``; its weights are replaced by
+            the fitted ones. An automatic guide is rebuilt.
 
     Returns:
         A result that answers queries on data that are given, without retraining.
@@ -141,6 +182,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     if any(u["rule"] == CONJUGATE_UPDATE for u in header["plan"]["updates"]):
         kind = VariationalResult
     return kind(
+        **(_approximate(header, tensors, guide) if kind is ApproximateResult else {}),
         params=groups["params"],
         point_estimates=groups["point_estimates"],
         guide_params=groups["guide_params"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,7 +16,7 @@ from ppl_em.errors import ModelError, message
 from ppl_em.ir import Program
 from ppl_em.svi.encoder import Encoder, shapes_for
 from ppl_em.svi.groups import Group, Sample, group_latents
-from ppl_em.svi.observations import Observations, Reader, columns_of, take
+from ppl_em.svi.observations import Column, Observations, Reader, columns_of, take
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source
@@ -39,6 +40,8 @@ class AutomaticGuide(PyroModule):
         hidden: widths of the encoders' hidden layers.
         encoder: a module that maps the observed value (a dict by site where there are several) to a distribution
             over the latent (a dict of distributions where there are several), in place of an automatic encoder.
+        columns: by column, whether entries may be hidden and how many categories it has, where this is known from other
+            data.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class AutomaticGuide(PyroModule):
         covariance: str = "diagonal",
         hidden: Sequence[int] = (128, 128),
         encoder: nn.Module | None = None,
+        columns: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         super().__init__()
+        self.covariance, self.hidden = covariance, tuple(hidden)
         with isolated(source.seed), torch.no_grad():
             own = {n: p.init for n, p in program.parameters.items()}
             records, draws, declared = _prior_draws(program, source, own)
-            self.columns = columns_of(program, records, source)
+            self.columns = _like(columns_of(program, records, source), columns or {})
             self.reader = Reader(source.model, self.columns)
             example = self.reader(source.args, source.kwargs, own, source.batch)
             sampled = [
@@ -207,6 +212,14 @@ def _spread(parent: Group, group: Group, values: Mapping[str, Tensor]) -> Tensor
     sizes = dict(zip(range(1 - flat.dim(), 0), flat.shape, strict=False))
     mine = {n: sizes[d - (parent.plates[-1][1] + 1)] for n, d in parent.plates}
     return flat.reshape(*(mine.get(n, 1) for n in group.names), flat.shape[-1])
+
+
+def _like(columns: Sequence[Column], known: Mapping[str, Sequence[Any]]) -> tuple[Column, ...]:
+    """Columns read as those of other data were."""
+    return tuple(
+        replace(c, masked=bool(known[c.name][0]), categories=int(known[c.name][1])) if c.name in known else c
+        for c in columns
+    )
 
 
 def _dtype(draws: Mapping[str, Tensor], group: Group) -> torch.dtype:

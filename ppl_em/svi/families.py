@@ -67,6 +67,10 @@ class PushforwardNormal:
         event_dim = len(self.free_shape) - self.batch_dims
         return self.carry(base.to_event(event_dim) if event_dim else base)
 
+    def centre_at(self, loc: Tensor, scale: Tensor) -> None:
+        """Centre and scale the family as given, (size,) each, in place of the prior's."""
+        self.loc, self.scale, self._unit = loc, scale, scale / _LOG_TWO
+
     def place(self, loc: Tensor) -> Tensor:
         """Standardised location (*batch, size) to unconstrained space."""
         return torch.addcmul(self.loc, self.scale, loc)

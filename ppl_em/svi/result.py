@@ -16,9 +16,10 @@ from ppl_em.result import FitResult
 from ppl_em.svi.batch import Batch
 from ppl_em.svi.batches import batch_size, call_arguments
 from ppl_em.svi.fitted_guide import FittedGuide
-from ppl_em.svi.guides import AutomaticRun, GuideRun
+from ppl_em.svi.guides import GuideRun
 from ppl_em.svi.posterior import AmortisedPosterior
 from ppl_em.svi.query import Query
+from ppl_em.svi.saved_guide import DeferredGuide, SavedGuide, absent
 from ppl_em.svi.user_guide import UserRun
 from ppl_em.trace.tracing import Source, trace_program
 
@@ -39,6 +40,7 @@ class ApproximateResult(FitResult):
     num_values: int = 0
     num_trained: float = 0.0
     _run: GuideRun | None = field(default=None, repr=False)
+    _saved: SavedGuide | None = field(default=None, repr=False)
     _tracing: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _loader: tuple[int, Any] | None = field(default=None, repr=False)
 
@@ -64,7 +66,7 @@ class ApproximateResult(FitResult):
             args, kwargs: the model's arguments; the training data if none are given.
             seed: of what is drawn; the fit's by default.
         """
-        if self._run is None:
+        if self._run is None and self._saved is None:
             raise no_guide()
         source, loader, items = self._data(args, kwargs)
         if source is self._source and isinstance(self.plan, Plan):
@@ -72,7 +74,7 @@ class ApproximateResult(FitResult):
         else:
             program = trace_program(source, values=self._values, witness=False, **self._tracing)
             plan = self._plan_of(program)
-        run = self._run if isinstance(self._run, AutomaticRun) else self._rebound(plan)
+        run = self._guide_on(plan, source)
         if loader is None:
             plate = plan.program.data_plate
             size = plan.program.plates[plate].size if plate is not None else 1
@@ -86,9 +88,14 @@ class ApproximateResult(FitResult):
         args, kwargs = call_arguments(item, source, position)
         return Batch(args, kwargs, batch_size(item), plate=plan.program.data_plate, keep_subsamples=True)
 
-    def _rebound(self, plan: Plan) -> UserRun:
-        assert isinstance(self._run, UserRun)
-        return UserRun(self._run.callable, self._run.trace, plan.program)
+    def _guide_on(self, plan: Plan, source: Source) -> GuideRun:
+        """The guide for the data of a plan."""
+        if self._run is None:
+            assert self._saved is not None
+            return self._saved.restore(plan.program, source, {**self._values, **self.guide_params})
+        if isinstance(self._run, UserRun):
+            return UserRun(self._run.callable, self._run.trace, plan.program)
+        return self._run
 
     def _data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Source, int | None, list[Any]]:
         """Program and data to trace, where a loader stands among the arguments, and its batches."""
@@ -114,6 +121,7 @@ class ApproximateResult(FitResult):
         from ppl_em.planner import rule_lookup
 
         guided = self._run.trace.names if isinstance(self._run, UserRun) else ()
+        guided = guided if self._saved is None else self._saved.guided
         return make_plan(
             program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf, method="svi", guided=guided
         )
@@ -177,19 +185,25 @@ class ApproximateResult(FitResult):
     @property
     def guide(self) -> Any:
         """The fitted guide as an ordinary Pyro guide that draws every latent of the model."""
-        if self._run is None:
+        if self._run is None and self._saved is None:
             raise no_guide()
-        summed = bool(isinstance(self.plan, Plan) and self.plan.blocks)
+        summed = bool(self.plan.to_dict()["blocks"])
         return FittedGuide(
-            self._run.callable,
+            self._callable,
             self.guide_params,
             self.point_estimates,
             summed,
             lambda args, kwargs: self.posterior(*args, **kwargs),
         )
 
+    @property
+    def _callable(self) -> Any:
+        """The guide as it was given or built; a saved one is rebuilt when it is called."""
+        if self._run is not None:
+            return self._run.callable
+        return DeferredGuide(lambda args, kwargs: self.query(*args, **kwargs).guide.callable)
+
 
 def no_guide() -> PplEmError:
     """The error of a question to a saved fit whose approximate posterior was not saved with it."""
-    why = "the guide of a fit by variational inference is not saved with it"
-    return PplEmError(message("the approximate posterior is not at hand", why=why, hint="asking before saving"))
+    return absent("the guide was not saved with the fit", "saving it anew")
