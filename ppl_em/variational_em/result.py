@@ -230,6 +230,16 @@ class VariationalResult(FitResult):
         why = "uncertainty is that of the factors, not of a likelihood's curvature"
         raise _refused("observed information", why, "conf_int(), draws() or posterior().marginal(name)")
 
+    @property
+    def particles(self) -> Any:
+        """Not available."""
+        raise _refused("particles", "it judges encoders", "estimate_log_likelihood()")
+
+    @property
+    def calibration(self) -> Any:
+        """Not available."""
+        raise _refused("calibration", "it judges encoders", "estimate_log_likelihood()")
+
     def bootstrap(self, num: int = 200, kind: str = "parametric", seed: int = 0) -> Any:
         """Not available."""
         raise _refused("bootstrap()", "a factor is no point estimate", "draws()")
