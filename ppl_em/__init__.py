@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ppl_em.fitting import explain as explain
     from ppl_em.fitting import fit as fit
     from ppl_em.fitting import iterate as iterate
+    from ppl_em.likelihood_ratio import likelihood_ratio_test as likelihood_ratio_test
     from ppl_em.methods import EM as EM
     from ppl_em.methods import SVI as SVI
     from ppl_em.methods import Auto as Auto
@@ -43,6 +44,7 @@ _HOMES = {
     "fit": "fitting",
     "guide_for": "svi.guide_for",
     "iterate": "fitting",
+    "likelihood_ratio_test": "likelihood_ratio",
     "load": "storage",
     "markov": "trace.time_axis",
     "select": "selection",
@@ -64,6 +66,7 @@ __all__ = [
     "fit",
     "guide_for",
     "iterate",
+    "likelihood_ratio_test",
     "load",
     "markov",
     "select",

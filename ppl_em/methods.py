@@ -30,12 +30,17 @@ class EM:
         tol: stop when the estimated remaining gain (Aitken's) is below this many nats; 0 runs all ``max_steps``.
         accelerate: extrapolate under a monotone guard: ``"squarem"`` (or True) or ``"daarem"`` (damped Anderson
             acceleration); False is plain EM.
-        e_step: ``"exact"`` posterior weights, ``"hard"`` (the most probable assignment, classification EM) or
+        e_step: ``"exact"`` posterior weights, ``"hard"`` (the most probable joint assignment, classification EM),
+            ``"map"`` (the same where the latents are discrete, their joint mode where they are continuous) or
             ``"sample"`` (one posterior draw, stochastic EM).
+        anneal: inverse temperature in (0, 1) at which deterministic annealing of the starts begins; None anneals none.
+        split_merge: whether moves that merge two states and split a third are made from the best optimum; None makes them
+            where the number of starts is left to the method.
         m_step_steps: optimiser iterations for parameters without a closed form; 1 is the expected-gradient algorithm.
         m_step_optim: a function from parameters to a ``torch.optim.Optimizer`` for these parameters; None uses
             Newton's method or L-BFGS with a line search.
-        globals: ``"point"`` (maximum a posteriori) for global continuous latents.
+        globals: ``"point"`` (maximum a posteriori) for global continuous latents, or ``"variational"``: each gets its
+            optimal conjugate factor, the objective is the bound on the log evidence (variational Bayes EM).
         map_space: the space in which these are most probable: ``"constrained"``, as the program draws them, or
             ``"unconstrained"``, in the coordinates of ``torch.distributions.biject_to``, where the Jacobian counts and
             the modes of Dirichlet, Beta and Gamma priors are always interior.
@@ -57,7 +62,9 @@ class EM:
     max_steps: int = 10_000
     tol: float = 1e-6
     accelerate: bool | Literal["squarem", "daarem"] = True
-    e_step: Literal["exact", "hard", "sample"] = "exact"
+    e_step: Literal["exact", "hard", "map", "sample"] = "exact"
+    anneal: float | None = None
+    split_merge: bool | None = None
     m_step_steps: int = 10
     m_step_optim: Callable[[Any], Any] | None = None
     globals: Literal["point", "variational"] = "point"
@@ -78,6 +85,8 @@ class EM:
         if not isinstance(self.accelerate, bool):
             _one_of("accelerate", self.accelerate, ("squarem", "daarem"))
         _positive("m_step_steps", self.m_step_steps)
+        if self.anneal is not None and not 0 < self.anneal <= 1:
+            raise PlanError(message("anneal is an inverse temperature in (0, 1]", value=self.anneal, hint="0.2"))
         _one_of("variant", self.variant, ("batch", "stepwise", "incremental"))
         _positive("batch_size", self.batch_size)
         _positive("passes", self.passes)
@@ -86,8 +95,7 @@ class EM:
         if not 0.5 < self.step_exponent <= 1:
             why = "the averages converge for exponents in (1/2, 1]"
             raise PlanError(message("unknown step_exponent", value=self.step_exponent, why=why, hint="0.6"))
-        if self.e_step not in ("exact", "hard", "sample"):
-            raise PlanError(message("unknown e_step", value=self.e_step, hint='"exact", "hard" or "sample"'))
+        _one_of("e_step", self.e_step, ("exact", "hard", "map", "sample"))
 
 
 @dataclass(frozen=True)

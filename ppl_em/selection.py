@@ -1,11 +1,13 @@
-"""Model selection: the same data under several sizes of a program."""
+"""Model choice: the same data under several sizes of a program."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ppl_em.cross_validation import FOLDS, held_out_log_likelihood
 from ppl_em.errors import ConvergenceError, PlanError, message
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Selection", "select"]
 
-CRITERIA = ("bic", "aic", "icl")
+CRITERIA = ("bic", "aic", "icl", "cv")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +25,10 @@ class Selection:
     """What :func:`select` found.
 
     Args:
-        table: one row per choice in the order given; as :func:`ppl_em.compare`, with ``icl`` where asked for.
+        table: one row per choice in the order given; as :func:`ppl_em.compare`, with ``icl`` or ``cv`` where asked for.
         results: fits by choice.
         choice: the best choice by the criterion.
-        criterion: ``"bic"``, ``"aic"`` or ``"icl"``; smaller is better.
+        criterion: ``"bic"``, ``"aic"`` or ``"icl"``, where smaller is better, or ``"cv"``, where larger is.
     """
 
     table: pd.DataFrame
@@ -40,11 +42,17 @@ class Selection:
         return self.results[self.choice]
 
     def __str__(self) -> str:
-        return f"{self.table.to_string()}\nsmallest {self.criterion}: {self.choice}"
+        which = "largest" if self.criterion == "cv" else "smallest"
+        return f"{self.table.to_string()}\n{which} {self.criterion}: {self.choice}"
 
 
 def select(
-    make_model: Callable[[Any], Any], choices: Iterable[Any], *args: Any, criterion: str = "bic", **options: Any
+    make_model: Callable[[Any], Any],
+    choices: Iterable[Any],
+    *args: Any,
+    criterion: str = "bic",
+    folds: int = FOLDS,
+    **options: Any,
 ) -> Selection:
     """Fit a program for each of several choices (numbers of components, say) and rank the fits.
 
@@ -52,7 +60,9 @@ def select(
         make_model: from a choice to a Pyro program.
         choices: what to choose from, hashable.
         args: arguments of the programs.
-        criterion: ``"bic"``, ``"aic"`` or ``"icl"``.
+        criterion: ``"bic"``, ``"aic"``, ``"icl"``, or ``"cv"``: the log-likelihood of data that are held out, in nats,
+            summed over folds of the data plate.
+        folds: number of folds, for ``"cv"``.
         options: as for :func:`ppl_em.fit`.
 
     Returns:
@@ -90,13 +100,20 @@ def select(
         raise PlanError(message("choices must be given, each once", value=listed, hint="select(make, [1, 2, 3], x)"))
     results = {choice: fit(make_model(choice), *args, **options) for choice in listed}
     names = {str(choice): choice for choice in listed}
-    table = compare({name: results[choice] for name, choice in names.items()})
-    if criterion == "icl":
-        table["icl"] = [results[names[name]].icl for name in table.index]
+    by = criterion if criterion != "cv" else "bic"
+    table = compare({name: results[choice] for name, choice in names.items()}, by)
     table = table.loc[list(names)].set_axis(pd.Index(listed, name="choice"))
     bad = (Status.DEGENERATE, Status.NON_FINITE, Status.NOT_MONOTONE)
     sound = [c for c in listed if results[c].status not in bad and results[c].log_likelihood is not None]
     if not sound:
         raise ConvergenceError(message("no choice was fitted to an optimum", hint="other starts or fewer components"))
+    if criterion == "cv":
+        kept = {n: v for n, v in options.items() if n not in ("init", "coords", "seed")}
+        seed = options.get("seed", 0)
+        held = {c: held_out_log_likelihood(make_model(c), args, folds, seed, **kept) for c in listed}
+        table["cv"] = [held[c] for c in listed]
+        if not any(math.isfinite(held[c]) for c in sound):
+            raise ConvergenceError(message("every choice collapsed on some fold", hint="fewer folds or components"))
+        return Selection(table, results, max(sound, key=held.__getitem__), criterion)
     values = {c: getattr(results[c], criterion) for c in sound}
     return Selection(table, results, min(sound, key=values.__getitem__), criterion)

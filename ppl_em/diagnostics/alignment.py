@@ -67,7 +67,7 @@ def exchangeable_labels(plan: Plan, values: Mapping[str, Tensor]) -> list[Labels
     """Sets of labels that can be permuted without changing the objective at the given parameters."""
     before = e_step(plan, values).objective
     found = []
-    for labels in _label_sets(plan.program):
+    for labels in label_sets(plan.program):
         turned = labels.permute(values, torch.arange(labels.size).roll(1))
         if abs(e_step(plan, turned).objective - before) <= INVARIANT * (1 + abs(before)):
             found.append(labels)
@@ -101,7 +101,7 @@ def align(
     return Alignment(dict(values), float(together.mean().sqrt()), ambiguous)
 
 
-def _label_sets(program: Program) -> list[Labels]:
+def label_sets(program: Program) -> list[Labels]:
     """Latents joined wherever they index the same axis of the same parameter."""
     homes: dict[tuple[str, int], set[str]] = {}
     for site in program.sites.values():

@@ -13,15 +13,26 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ppl_em.em.loop import Machine, State, best_of
+from ppl_em.em.annealing import anneal_starts
+from ppl_em.em.split_merge import moves
 from ppl_em.em.start import data_start, perturb
+from ppl_em.em.symmetry import broken
 from ppl_em.em.table_starts import broken_tables, has_tables, random_tables
 from ppl_em.em.updates import Parameters
 from ppl_em.status import Status
 
-#: Steps by which starts are screened, and number of them that are run to their end.
-SCREEN_STEPS, SCREEN_KEEP = 25, 3
-#: Objectives closer than this after screening are one and the same basin, nats.
-SAME_BASIN = 1e-7
+#: Rounds of screening: steps that a start has taken, and number of starts that go on.
+SCREENING = ((8, 6), (25, 3))
+#: Starts by which screening begins.
+SCREEN_KEEP = SCREENING[-1][1]
+#: Ends that are foreseen closer than this are one and the same, nats.
+SAME_BASIN = 1e-3
+#: What a start is credited with beyond its objective: its foreseen gain, at most this many times its last one.
+HORIZON = 20.0
+#: Kinds of the starts from data, in turn.
+KINDS = ("kmeans", "kmeans", "random", "kmeans", "quantile", "random")
+#: Rounds of split-and-merge moves, and gain in nats that calls for another round.
+MOVE_ROUNDS, MOVE_GAIN = 4, 1e-4
 
 
 @dataclass(frozen=True)
@@ -29,8 +40,9 @@ class Start:
     """Where a run of EM begins.
 
     Args:
-        kind: ``"kmeans"``, ``"random"`` (from data, or random tables), ``"params"`` (the program's own),
-            ``"perturbed"`` (moved).
+        kind: ``"kmeans"``, ``"quantile"``, ``"random"`` (from data, or random tables), ``"params"`` (the program's own),
+            ``"broken"`` (these, components that were alike moved apart), ``"perturbed"`` (moved), ``"split-merge"``,
+            ``"annealed"``.
         values: constrained values.
     """
 
@@ -78,15 +90,16 @@ def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed:
         elif init == "auto" and i == 1:
             starts.append(Start("params", perturb(machine.plan, base, generator, 0.05)))
         else:
-            starts.append(_from_data(machine, base, generator, "random" if i % 3 == 2 else "kmeans"))
-    return starts
+            starts.append(_from_data(machine, base, generator, KINDS[i % len(KINDS)]))
+    return anneal_starts(machine, starts, seed)
 
 
 def _without_data(machine: Machine, base: Parameters, init: str, index: int, generator: torch.Generator) -> Start:
     """The program's own values or a random move from them; tables of a hidden structure are drawn at random."""
     if init == "params" or not has_tables(machine.updaters):
         if index == 0:
-            return Start("params", base)
+            values = base if machine.settings.max_steps == 0 else broken(machine.plan, base, generator)
+            return Start("params" if values is base else "broken", values)
         return Start("perturbed", perturb(machine.plan, base, generator, 0.5))
     if init == "auto" and index == 0:
         return Start("params", broken_tables(machine.updaters, base, generator))
@@ -110,59 +123,100 @@ class Runs:
         observe: sees every state.
         outcomes: by index of the start.
         ended: None, or why all runs were ended early: ``INTERRUPTED`` or ``STOPPED``.
+        starts: where the runs begin, moves from their ends included.
     """
 
     machine: Machine
     observe: Observer
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     ended: Status | None = None
+    starts: list[Start] = field(default_factory=list)
 
     def run(self, starts: list[Start], *, screen: bool) -> Outcome:
         """Run the starts; the best outcome.
 
         Args:
             starts: where to begin.
-            screen: run all of them a little and only the best to their end.
+            screen: run all of them a little and only the best to their end, and make moves from there.
         """
+        self.starts = list(starts)
         limit = self.machine.settings.max_steps
-        screening = screen and len(starts) > SCREEN_KEEP and limit > SCREEN_STEPS
-        for i in self._screen(starts) if screening else range(len(starts)):
+        indices = list(range(len(starts)))
+        screening = screen and len(starts) > SCREEN_KEEP and limit > SCREENING[-1][0]
+        for i in self._screen(indices) if screening else indices:
             if self.ended is None:
-                self._complete(i, starts[i], limit)
+                self._complete(i, limit)
+        asked = self.machine.settings.split_merge
+        if asked or (asked is None and screening):
+            self._move(limit)
         best = self.best()
         if self.ended is not None:
             best = replace(best, state=replace(best.state, status=self.ended))
         return best
 
+    def _move(self, limit: int) -> None:
+        """Split-and-merge moves from the best optimum as long as they lead higher."""
+        for _ in range(MOVE_ROUNDS):
+            best = self.best()
+            if self.ended is not None or best.state.status is not Status.CONVERGED:
+                return
+            first = len(self.starts)
+            self.starts += [Start("split-merge", v) for v in moves(self.machine, best.state.parameters)]
+            fresh = list(range(first, len(self.starts)))
+            if limit > SCREENING[-1][0]:
+                fresh = self._screen(fresh, known=best)
+            for i in fresh:
+                if self.ended is None:
+                    self._complete(i, limit)
+            if self.best().state.rank <= best.state.rank + MOVE_GAIN:
+                return
+
     def best(self) -> Outcome:
-        """The best outcome so far; degenerate and undefined ones come last."""
-        outcomes = list(self.outcomes.values())
+        """The best outcome so far; degenerate and undefined ones come last.
+
+        Starts that were dropped count only where none was finished: a rank that leaves out what held values owe to their
+        priors may fall while the objective rises.
+        """
+        every = list(self.outcomes.values())
+        outcomes = [o for o in every if not o.screened] or every
         return outcomes[best_of([o.state for o in outcomes])]
 
-    def _screen(self, starts: list[Start]) -> list[int]:
-        """Run every start a little; the indices of those that are worth finishing."""
-        settings = self.machine.settings
+    def _screen(self, indices: list[int], known: Outcome | None = None) -> list[int]:
+        """Run starts a little, fewer of them a little more; the indices of those that are worth finishing.
+
+        Args:
+            indices: of the starts.
+            known: an optimum; what is foreseen to end there, or below it, is dropped.
+        """
+        settings, left = self.machine.settings, indices
         self.machine.settings = replace(settings, accelerate=False)
         try:
-            for i, start in enumerate(starts):
-                if self.ended is None:
-                    self._complete(i, start, SCREEN_STEPS)
+            for steps, keep in SCREENING:
+                for i in left:
+                    if self.ended is None and (i not in self.outcomes or _short_of_steps(self.outcomes[i].state)):
+                        self._complete(i, steps)
+                left = self._worthwhile([i for i in left if i in self.outcomes], keep, known)
         finally:
             self.machine.settings = settings
-        unfinished = {i for i, o in self.outcomes.items() if _short_of_steps(o.state)}
-        chosen: list[int] = []
-        for i in sorted(self.outcomes, key=lambda i: -_rank(self.outcomes[i])):
-            value = self.outcomes[i].state.objective
-            same = any(abs(value - self.outcomes[j].state.objective) < SAME_BASIN for j in chosen)
-            if len(chosen) < SCREEN_KEEP and not same:
-                chosen.append(i)
-        for i in unfinished - set(chosen):
+        unfinished = [i for i in indices if i in self.outcomes and _short_of_steps(self.outcomes[i].state)]
+        for i in set(unfinished) - set(left):
             self.outcomes[i] = replace(self.outcomes[i], screened=True)
-        return [i for i in chosen if i in unfinished]
+        return [i for i in left if i in unfinished]
 
-    def _complete(self, index: int, start: Start, limit: int) -> None:
+    def _worthwhile(self, indices: list[int], keep: int, known: Outcome | None) -> list[int]:
+        """The starts with the highest foreseen ends that are not the same."""
+        chosen: list[int] = []
+        ends = {i: _foreseen(self.outcomes[i]) for i in indices}
+        for i in sorted(indices, key=lambda i: -ends[i]):
+            same = any(abs(ends[i] - ends[j]) < SAME_BASIN for j in chosen)
+            lower = known is not None and ends[i] < known.state.rank + SAME_BASIN
+            if len(chosen) < keep and not same and not lower:
+                chosen.append(i)
+        return chosen
+
+    def _complete(self, index: int, limit: int) -> None:
         """Run one start until it has taken ``limit`` steps, on from where screening left it."""
-        before = self.outcomes.get(index)
+        start, before = self.starts[index], self.outcomes.get(index)
         done = 0 if before is None else before.state.step
         history = [] if before is None else list(before.history)
         values = start.values if before is None else before.state.parameters
@@ -191,9 +245,13 @@ def _short_of_steps(state: State) -> bool:
     return state.status in (Status.OUT_OF_STEPS, Status.ALL_STEPS)
 
 
-def _rank(outcome: Outcome) -> float:
-    value = outcome.state.rank
-    return value if value == value else float("-inf")
+def _foreseen(outcome: Outcome) -> float:
+    """Where a start will end: its rank and Aitken's remaining gain, as far as that can be believed."""
+    state, history = outcome.state, outcome.history
+    if state.rank != state.rank:
+        return float("-inf")
+    last = history[-1] - history[-2] if len(history) > 1 else 0.0
+    return state.rank + max(0.0, min(state.remaining, HORIZON * last))
 
 
 def _record(history: list[float], state: State, done: int) -> None:

@@ -36,7 +36,8 @@ def data_start(machine: Machine, base: Parameters, generator: torch.Generator, k
         machine: plan and updaters.
         base: values that are kept where the M-step has nothing to say.
         generator: randomness.
-        kind: ``"kmeans"`` (clusters by k-means++) or ``"random"`` (random assignment of each datum).
+        kind: ``"kmeans"`` (clusters by k-means++), ``"quantile"`` (equal parts along the data's principal axis) or
+            ``"random"`` (each datum to the nearest of as many random data).
     """
     plan = machine.plan
     weights: dict[str, Weights] = {s.name: Weights(s.scale or Factor(torch.ones(()), ())) for s in plan.plain}
@@ -82,7 +83,7 @@ def perturb(
 def _block_weights(engine: object, block: Block, generator: torch.Generator, kind: str) -> Mapping[str, Weights]:
     """Expected weights of a block whose observations are replaced by soft cluster labels."""
     stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
-    unary = _labelled_site(block)
+    unary = labelled_site(block)
     if block.slices is not None:
         stand_in.update(_sliced_labels(block, generator, kind))
     elif unary is not None:
@@ -97,7 +98,19 @@ def _block_weights(engine: object, block: Block, generator: torch.Generator, kin
             state = latent.name if block.axis is None else block.axis.now
             soft = _soft(labels, state, latent.cardinality, latent.plates)
             stand_in[own.name] = stand_in[own.name] + soft if block.axis is None else soft
-    return engine.expected(block, stand_in).weights  # type: ignore[attr-defined]
+    return weights_of(engine, block, stand_in)
+
+
+def weights_of(engine: object, block: Block, labels: Mapping[str, Factor]) -> Mapping[str, Weights]:
+    """Expected weights of every site of a block whose log-factors are those of soft labels.
+
+    Args:
+        engine: that contracts the block.
+        block: the block.
+        labels: log-factors by site; the others' are zero.
+    """
+    stand_in = {s.name: Factor(torch.zeros(()), ()) for s in block.sites}
+    return engine.expected(block, {**stand_in, **labels}).weights  # type: ignore[attr-defined]
 
 
 def _sliced_labels(block: Block, generator: torch.Generator, kind: str) -> dict[str, Factor]:
@@ -124,7 +137,7 @@ def _sliced_labels(block: Block, generator: torch.Generator, kind: str) -> dict[
     return labels
 
 
-def _labelled_site(block: Block) -> tuple[Site, str, tuple[str, ...]] | None:
+def labelled_site(block: Block) -> tuple[Site, str, tuple[str, ...]] | None:
     """An observed site with one value (or vector) for each element of one latent."""
     if block.axis is not None:
         dims, state = (*block.plates, block.axis.time), block.axis.now
@@ -150,23 +163,38 @@ def _soft(labels: Tensor, state: str, size: int, dims: tuple[str, ...]) -> Facto
 def _labels(
     block: Block, site: Site, dims: tuple[str, ...], state: str, generator: torch.Generator, kind: str
 ) -> Tensor:
+    shape, size = [block.sizes[d] for d in dims], block.sizes[state]
+    features = site_features(block, site, dims)
+    if kind == "quantile":
+        return _quantiles(features, size).reshape(shape)
+    return kmeans(features, size, generator, steps=10 if kind == "kmeans" else 0, spread=kind == "kmeans").reshape(shape)
+
+
+def site_features(block: Block, site: Site, dims: tuple[str, ...]) -> Tensor:
+    """What is observed of each element of ``dims``, (elements, features), columns standardised.
+
+    Args:
+        block: the block.
+        site: an observed site with one value for each element; others with the same latent add their columns.
+        dims: plates, and time.
+    """
     shape = [block.sizes[d] for d in dims]
-    size = block.sizes[state]
-    if kind == "random":
-        return torch.randint(size, shape, generator=generator)
     observed = [
         s
         for s in block.sites
-        if s.role == "observed"
-        and s.scope == (state,)
-        and set(dims) <= set(s.value.dims)
-        and (s.mask is None or s.missing is not None)
+        if s.role == "observed" and s.scope == site.scope and set(dims) <= set(s.value.dims) and s.mask is None
     ] or [site]
     columns = [_features(s, dims, shape) for s in observed if _full(block, s)] or [_features(site, dims, shape)]
     features = torch.cat(columns, 1)
     spread = features.std(0, correction=0)
-    features = (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
-    return kmeans(features, size, generator).reshape(shape)
+    return (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def _quantiles(features: Tensor, parts: int) -> Tensor:
+    """Labels (N,) of equal parts along the principal axis of features (N, F)."""
+    _, axes = torch.linalg.eigh(features.T @ features)
+    order = (features @ axes[:, -1]).argsort(stable=True).argsort(stable=True)
+    return order * parts // len(features)
 
 
 def _full(block: Block, site: Site) -> bool:
@@ -187,14 +215,25 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
     return torch.nan_to_num(without_gaps(flat.double()))
 
 
-def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10) -> Tensor:
-    """Labels (N,) of Lloyd's algorithm from a k-means++ seeding, on features (N, F)."""
+def kmeans(
+    features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10, spread: bool = True
+) -> Tensor:
+    """Labels (N,) of Lloyd's algorithm on features (N, F).
+
+    Args:
+        features: what is clustered.
+        clusters: number of them.
+        generator: randomness.
+        steps: of Lloyd's algorithm.
+        spread: seeds by k-means++; else data at random.
+    """
     count = len(features)
     picked = torch.randperm(count, generator=generator)[:SEED_DATA] if count > SEED_DATA else torch.arange(count)
     seen = features[picked]
     centres = seen[torch.randint(len(seen), (1,), generator=generator)]
     for _ in range(clusters - 1):
         gap = torch.cdist(seen, centres).square().amin(1)
+        gap = gap if spread else (gap > 0).to(gap)
         total = float(gap.sum())
         pick = (
             torch.multinomial(gap, 1, generator=generator)

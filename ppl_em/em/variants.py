@@ -22,12 +22,12 @@ from ppl_em.plan.plan import Plan
 
 
 def harden(plan: Plan, parameters: Mapping[str, Tensor], e: EStep, kind: str, generator: torch.Generator) -> EStep:
-    """Expected weights replaced by those of the joint mode (``"hard"``) or of one joint draw (``"sample"``)."""
+    """Expected weights replaced by those of the joint mode (``"hard"``, ``"map"``) or of one joint draw (``"sample"``)."""
     factors = site_factors(plan, parameters)
     weights = dict(e.weights)
     for entry in plan.blocks:
         posterior = entry.engine.posterior(entry.block, factors)
-        if kind == "hard":
+        if kind != "sample":
             chosen = posterior.mode()
         else:
             drawn = posterior.sample(1, generator)

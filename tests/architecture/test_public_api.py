@@ -22,6 +22,7 @@ PUBLIC = [
     "fit",
     "guide_for",
     "iterate",
+    "likelihood_ratio_test",
     "load",
     "markov",
     "select",

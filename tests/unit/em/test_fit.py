@@ -97,7 +97,7 @@ def test_all_starts_are_kept_and_the_best_is_returned() -> None:
     assert len(result.restarts) == 6
     sound = [r for r in result.restarts if r.status is not Status.DEGENERATE]
     assert result.objective == max(r.objective for r in sound)
-    assert {r.kind for r in result.restarts} == {"kmeans", "random", "params"}
+    assert {r.kind for r in result.restarts} == {"kmeans", "random", "params", "quantile"}
     assert not any(r.screened for r in result.restarts)
     for restart in result.restarts:
         there = ppl_em.fit(mixture, X, init=dict(restart.params), method=EM(max_steps=0))
@@ -110,7 +110,7 @@ def test_by_default_ten_starts_are_screened_and_the_best_are_finished() -> None:
     assert result.converged
     for restart in result.restarts:
         assert restart.screened == (restart.status is Status.OUT_OF_STEPS)
-        assert not restart.screened or restart.num_steps == 25
+        assert not restart.screened or restart.num_steps in (8, 25)
 
 
 def test_screening_counts_towards_the_number_of_steps() -> None:
