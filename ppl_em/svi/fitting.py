@@ -22,6 +22,7 @@ from ppl_em.result import FitResult, Restart
 from ppl_em.status import Status
 from ppl_em.svi.result import ApproximateResult
 from ppl_em.svi.run import SVIOutcome, SVIState, run_svi
+from ppl_em.svi.update import Training
 from ppl_em.trace.footprint import isolated
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def _result(
         num_values=outcome.setup.num_values,
         num_trained=outcome.setup.train.num_data,
         _run=outcome.setup.guide,
+        _training=Training.of(outcome.setup.trainer, outcome.setup.train.num_data),
         _tracing=problem.tracing,
         _loader=problem.loader,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ppl_em.arguments import as_tensors
 from ppl_em.errors import PplEmError, message
+from ppl_em.ir import Parameter
 from ppl_em.plan.plan import Plan
 from ppl_em.result import FitResult
 from ppl_em.svi.batch import Batch
@@ -22,6 +24,9 @@ from ppl_em.svi.query import Query
 from ppl_em.svi.saved_guide import DeferredGuide, SavedGuide, absent
 from ppl_em.svi.user_guide import UserRun
 from ppl_em.trace.tracing import Source, trace_program
+
+if TYPE_CHECKING:
+    from ppl_em.svi.update import Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,7 @@ class ApproximateResult(FitResult):
     num_trained: float = 0.0
     _run: GuideRun | None = field(default=None, repr=False)
     _saved: SavedGuide | None = field(default=None, repr=False)
+    _training: Training | None = field(default=None, repr=False)
     _tracing: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _loader: tuple[int, Any] | None = field(default=None, repr=False)
 
@@ -75,6 +81,7 @@ class ApproximateResult(FitResult):
             program = trace_program(source, values=self._values, witness=False, **self._tracing)
             plan = self._plan_of(program)
         run = self._guide_on(plan, source)
+        self._hold({**plan.program.parameters, **run.parameters})
         if loader is None:
             plate = plan.program.data_plate
             size = plan.program.plates[plate].size if plate is not None else 1
@@ -87,6 +94,14 @@ class ApproximateResult(FitResult):
     def _batch(self, item: Any, source: Source, position: int, plan: Plan) -> Batch:
         args, kwargs = call_arguments(item, source, position)
         return Batch(args, kwargs, batch_size(item), plate=plan.program.data_plate, keep_subsamples=True)
+
+    def _hold(self, parameters: Mapping[str, Parameter]) -> None:
+        """Modules hold this result's weights: a later fit may have trained them further."""
+        values = {**self._values, **self.guide_params}
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                if parameter.module_tensor is not None and name in values:
+                    parameter.module_tensor.copy_(values[name])
 
     def _guide_on(self, plan: Plan, source: Source) -> GuideRun:
         """The guide for the data of a plan."""
@@ -181,6 +196,19 @@ class ApproximateResult(FitResult):
             "log_likelihood": likelihood,
             "kl": likelihood - elbo,
         }
+
+    def update(self, *args: Any, **kwargs: Any) -> FitResult:
+        """One gradient step on new data, as a new result; this one is unchanged.
+
+        Args:
+            args, kwargs: the model's arguments, with the new data.
+
+        Raises:
+            PplEmError: the optimiser's state is not at hand (a loaded result).
+        """
+        from ppl_em.svi.update import update_svi
+
+        return update_svi(self, args, kwargs)
 
     @property
     def guide(self) -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_em
-from ppl_em import EM
+from ppl_em import EM, SVI
 from ppl_em.errors import PplEmError
 from tests.unit.em import streamed_programs as programs
 from tests.unit.em.streamed_programs import covariate, normals, three_kinds
@@ -56,9 +61,6 @@ def test_the_new_result_speaks_of_the_batch() -> None:
 
 def test_with_exponent_one_a_complete_model_keeps_the_running_mean() -> None:
     """Without latents the averages are plain means, and updates are maximum likelihood on all data."""
-    import pyro
-    import pyro.distributions as dist
-    from pyro.distributions import constraints
 
     def normal(x: torch.Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.0))
@@ -110,10 +112,71 @@ def test_what_has_no_statistics_is_refused_by_name() -> None:
         result.update(u, y)
 
 
-def test_a_loaded_result_asks_for_its_data(tmp_path: object) -> None:
-    fitted().save(tmp_path)  # type: ignore[arg-type]
-    loaded = ppl_em.load(tmp_path, normals)  # type: ignore[arg-type]
+def test_a_loaded_result_asks_for_its_data(tmp_path: Path) -> None:
+    fitted().save(tmp_path)
+    loaded = ppl_em.load(tmp_path, normals)
     batch = three_kinds(100, 1)
     with pytest.raises(PplEmError, match="with_data"):
         loaded.update(batch)
     torch.testing.assert_close(loaded.with_data(X).update(batch).params["loc"], fitted().update(batch).params["loc"])
+
+
+# gradient steps ---------------------------------------------------------------------------------------------
+
+
+def codes(x: torch.Tensor) -> None:
+    """A code of one dimension, a loading that is learned, and a noise scale; x (n, 3)."""
+    loading = pyro.param("loading", torch.tensor([0.5, 0.5, 0.5]))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[..., None] * loading, scale).to_event(1), obs=x)
+
+
+def coded(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    z, noise = torch.randn(count, 1, generator=generator), torch.randn(count, 3, generator=generator)
+    return (z * torch.tensor([2.0, -1.0, 1.0]) + 0.5 * noise).double()
+
+
+def test_gradient_steps_on_a_stream_raise_the_held_out_bound() -> None:
+    held = coded(2000, 3)
+    result = ppl_em.fit(codes, coded(200, 1), method=SVI(max_steps=60, lr=0.02, hidden=(8,)))
+    before, start = float(result.log_prob(held).mean()), result
+    for batch in coded(6000, 2).split(100):
+        result = result.update(batch)
+    assert float(result.log_prob(held).mean()) > before + 0.05
+    assert float(start.log_prob(held).mean()) == before
+    assert result.num_steps == 120 and len(result.history) == 121
+    assert result.num_trained == 6200 and result.num_observations == 100
+
+
+def test_an_updated_fit_is_that_of_its_batch_and_the_old_one_stays() -> None:
+    x, batch = coded(100, 1), coded(40, 2)
+    result = ppl_em.fit(codes, x, method=SVI(max_steps=30, lr=0.02, hidden=(8,)))
+    kept = {n: v.clone() for n, v in {**result.params, **result.guide_params}.items()}
+    mean = result.posterior().marginal("z").mean
+    new = result.update(batch)
+    assert new.posterior().marginal("z").mean.shape == (40,)
+    assert all(torch.equal({**result.params, **result.guide_params}[n], v) for n, v in kept.items())
+    torch.testing.assert_close(result.posterior().marginal("z").mean, mean, rtol=0, atol=0)
+    assert any(not torch.equal(new.guide_params[n], kept[n]) for n in new.guide_params)
+    again = result.update(batch)
+    assert all(torch.equal(again.params[n], new.params[n]) for n in new.params)
+
+
+def test_the_optimiser_goes_on_where_it_was() -> None:
+    """Adam's first step has the size of its learning rate whatever the gradient; a later one has a memory."""
+    x = coded(100, 1)
+    settings = SVI(max_steps=1, lr=0.1, schedule="constant", closed_form=False, hidden=())
+    short = ppl_em.fit(codes, x, method=settings)
+    state = short._training.optimiser["state"]
+    assert all(int(s["step"]) == 1 for s in state.values())
+    assert all(int(s["step"]) == 2 for s in short.update(x)._training.optimiser["state"].values())
+
+
+def test_a_loaded_fit_has_no_optimiser(tmp_path: Path) -> None:
+    result = ppl_em.fit(codes, coded(50, 1), method=SVI(max_steps=3, hidden=()))
+    loaded = ppl_em.load(result.save(tmp_path), codes)
+    with pytest.raises(PplEmError, match="state of the optimiser.*init=result"):
+        loaded.update(coded(20, 2))
