@@ -121,7 +121,7 @@ def remaining_gain(values: list[float], precision: float = torch.finfo(torch.flo
     if len(values) < 3:
         return math.inf
     before, last = values[-2] - values[-3], values[-1] - values[-2]
-    rounding = max(1e-15, precision / 4) * (1 + abs(values[-1]))
+    rounding = max(4e-15, precision / 4) * (1 + abs(values[-1]))
     if last <= rounding:
         return abs(last)
     if before <= last:

@@ -192,14 +192,14 @@ def _simplex_mode(exponents: Tensor, floor: Tensor | float) -> Tensor:
 
 def _interval_mode(won: Tensor, lost: Tensor, floor: Tensor | float, ceiling: Tensor | float | None) -> Tensor:
     """Maximise a log p + b log(1 − p) over [floor, 1 − ceiling]; 1/2 where a = b = 0."""
-    lower = torch.as_tensor(floor).to(won)
-    upper = lower if ceiling is None else torch.as_tensor(ceiling).to(won)
+    lower = torch.as_tensor(floor).to(won).expand_as(won)
+    upper = lower if ceiling is None else torch.as_tensor(ceiling).to(won).expand_as(won)
     total = won + lost
-    inner = torch.where(total > 0, won / torch.where(total > 0, total, 1.0), torch.full_like(won, 0.5))
-    # With no positive exponent the density is largest at the end that the smaller one belongs to.
-    end = torch.where(won < lost, torch.zeros_like(won), torch.ones_like(won))
-    ends = (won <= 0) & (lost <= 0) & (total < 0)
-    value = torch.where(ends, end, inner.clamp(0.0, 1.0))
+    inner = torch.where(total > 0, won / torch.where(total > 0, total, 1.0), 0.5)
+    # With no positive exponent the density is largest at one of the ends: what it has there besides a common part.
+    ends = torch.where(torch.special.xlogy(won, lower) > torch.special.xlogy(lost, upper), 0.0, 1.0)
+    value = torch.where(won > 0, torch.where(lost > 0, inner, 1.0), torch.where(lost > 0, 0.0, ends))
+    value = torch.where((won == 0) & (lost == 0), 0.5, value.to(won))
     return torch.minimum(torch.maximum(value, lower), 1 - upper)
 
 

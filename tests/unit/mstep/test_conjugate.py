@@ -237,7 +237,17 @@ def test_held_dirichlet_modes_against_direct_maximisation(concentration: list[fl
 
 @pytest.mark.parametrize(
     ("won", "lost", "expected"),
-    [(0.4, 3.0, 0.01), (3.0, 0.4, 0.99), (0.4, 0.5, 0.01), (0.5, 0.4, 0.99), (3.0, 2.0, 2 / 3), (1.0, 1.0, 0.5)],
+    [
+        (0.4, 3.0, 0.01),
+        (3.0, 0.4, 0.99),
+        (0.4, 0.5, 0.01),
+        (0.5, 0.4, 0.99),
+        (1.3, 0.5, 0.99),
+        (0.5, 1.3, 0.01),
+        (1.0, 0.5, 0.99),
+        (3.0, 2.0, 2 / 3),
+        (1.0, 1.0, 0.5),
+    ],
 )
 def test_held_beta_modes(won: float, lost: float, expected: float) -> None:
     density = dist.Beta(torch.tensor(won), torch.tensor(lost))
