@@ -22,7 +22,7 @@ from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.layout import Layout
-from ppl_em.trace.missing import innermost
+from ppl_em.trace.missing import innermost, reach
 from ppl_em.trace.record import Record, version_of
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source, trace_program
@@ -44,16 +44,29 @@ def impute(
     values = result._values
     with isolated(source.seed), torch.no_grad():
         run = run_program(source.model, source.args, source.kwargs, parameters=values)
-    observed = {n: r for n, r in run.records.items() if r.role == "observed" and r.peeled is not None}
-    holes = {n: r for n, r in observed.items() if r.hidden is not None}
+    found = {n: r for n, r in run.records.items() if r.role == "observed" and r.peeled is not None}
+    observed = {n: _whole(r, run.records) for n, r in found.items()}
     if num_samples is not None:
         posterior = result.posterior(*args, **kwargs)
-        return _drawn(source, values, posterior, observed, num_samples, seed)
-    if not holes:
-        return {n: r.value.detach().clone() for n, r in observed.items()}
-    plan = _unrolled(result, source, args, kwargs)
-    completed = _expected(plan, values, holes)
-    return {n: completed.get(n, r.value.detach().clone()) for n, r in observed.items()}
+        completed = _drawn(source, values, posterior, observed, run.records, num_samples, seed)
+    elif all(r.hidden is None for r in observed.values()):
+        completed = {n: r.value.detach().clone() for n, r in observed.items()}
+    else:
+        completed = _expected(_unrolled(result, source, args, kwargs), values, observed)
+    return {n.removesuffix("_observed") if _partner(n) in run.records else n: v for n, v in completed.items()}
+
+
+def _partner(name: str) -> str:
+    """Name of the latent part of a partly observed site (``obs_mask``), of which ``name`` may be the observed one."""
+    return name.removesuffix("_observed") + "_unobserved" if name.endswith("_observed") else ""
+
+
+def _whole(record: Record, records: Mapping[str, Record]) -> Record:
+    """A partly observed site (``obs_mask``): what its mask hides is missing."""
+    if _partner(record.name) not in records or not isinstance(record.mask, Tensor):
+        return record
+    hidden = ~reach(record.mask, record.value, len(record.fn.event_shape))
+    return replace(record, hidden=hidden if bool(hidden.any()) else None)
 
 
 def _unrolled(result: FitResult, source: Source, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
@@ -75,12 +88,14 @@ def _drawn(
     values: Mapping[str, Tensor],
     posterior: Any,
     observed: Mapping[str, Record],
+    everything: Mapping[str, Record],
     num_samples: int,
     seed: int | None,
 ) -> dict[str, Tensor]:
     """Joint draws of latents and of what is missing: latents from their posterior, then each site given them."""
     fresh = int(torch.Generator().seed() % 2**31) if seed is None else seed
     latents = posterior.sample(num_samples, fresh)
+    split = {n for n in observed if _partner(n) in everything}
     found: dict[str, list[Tensor]] = {n: [] for n in observed}
     with isolated(fresh), torch.no_grad():
         for i in range(num_samples):
@@ -94,15 +109,18 @@ def _drawn(
                 record = observed.get(name)
                 if record is None:
                     return fn.sample()
-                if record.hidden is None:
+                if record.hidden is None or name in split:
                     return record.value
                 return conditional_draw(fn, record.value, record.hidden)
 
             run = run_program(
                 source.model, source.args, source.kwargs, assign=assign, parameters=values, unobserve=True
             )
-            for name in observed:
-                found[name].append(run.records[name].value.detach().clone())
+            for name, record in observed.items():
+                value = run.records[name].value
+                if record.hidden is not None and name in split:
+                    value = torch.where(record.hidden, run.records[_partner(name)].value.to(value.dtype), value)
+                found[name].append(value.detach().clone())
     return {n: torch.stack(v) for n, v in found.items()}
 
 
@@ -110,13 +128,20 @@ def _drawn(
 
 
 @torch.no_grad()
-def _expected(plan: Plan, values: Mapping[str, Tensor], holes: Mapping[str, Record]) -> dict[str, Tensor]:
-    """Completed values of the sites with holes: expectations over the posterior of the latents."""
+def _expected(plan: Plan, values: Mapping[str, Tensor], observed: Mapping[str, Record]) -> dict[str, Tensor]:
+    """Completed values: where there are holes, expectations over the posterior of the latents."""
     posterior = Posterior(plan, values)
     records = plan.program.runner.run(values)
     layout: Layout = plan.program.runner.layout
     completed = {}
-    for name, record in holes.items():
+    for name, record in observed.items():
+        completed[name] = record.value.detach().clone()
+        if record.hidden is None:
+            continue
+        if _partner(name) in plan.program.summed:
+            found = _mode(posterior, _partner(name), record.value)
+            completed[name] = torch.where(record.hidden, found, record.value)
+            continue
         scope = plan.program.sites[name].scope
         enumerated = records[name]
         if enumerated.peeled is None:
@@ -125,9 +150,15 @@ def _expected(plan: Plan, values: Mapping[str, Tensor], holes: Mapping[str, Reco
         weights = _weights(posterior, name, scope, plan)
         average = Averaging(layout, weights, scope, record, enumerated)
         found = average(_discrete_mode if is_discrete(record) else _mean)
-        assert record.hidden is not None
         completed[name] = torch.where(record.hidden, found.to(record.value.dtype), record.value)
     return completed
+
+
+def _mode(posterior: Posterior, latent: str, like: Tensor) -> Tensor:
+    """The most probable value of each element of a summed latent, shaped as an observed value."""
+    support = posterior.plan.program.latents[latent].values
+    chosen = posterior.by_step({latent: support[posterior.probabilities(latent).argmax(-1)]})[latent]
+    return chosen.to(like.dtype).expand(like.shape)
 
 
 def is_discrete(record: Record) -> bool:

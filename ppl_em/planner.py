@@ -20,6 +20,7 @@ from ppl_em.plan.choice import Unaffordable
 from ppl_em.plan.hyperparameters import refuse_hyperparameters
 from ppl_em.plan.plan import Plan, make_plan
 from ppl_em.plan.rules import by_optimiser
+from ppl_em.trace.partly_labelled import PartlyLabelled
 from ppl_em.trace.tracing import Source, trace_program
 
 
@@ -61,6 +62,9 @@ class Planner:
             ModelError, DataError, PlanError: as :func:`ppl_em.fit`.
         """
         plan = self._affordable(source)
+        run = plan.program.runner.source
+        if isinstance(run.model, PartlyLabelled):  # queries and gradient steps run what was planned
+            source = replace(source, model=run.model)
         if plan.method == "svi" and plan.program.axes:
             # Gradient steps run the program step by step: a time axis is unrolled.
             source = replace(source, time=None)

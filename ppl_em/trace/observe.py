@@ -14,17 +14,14 @@ from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.errors import DataError, message
 from ppl_em.trace.missing import reach
 from ppl_em.trace.record import Record, version_of
-from ppl_em.trace.stray_nan import refuse_stray_nan
 
 
 def check_observations(records: Mapping[str, Record]) -> None:
     """Refuse data that no density can score.
 
     Raises:
-        DataError: infinite, outside the support, or empty; NaN anywhere but in an observed value (there it means
-            missing); the site, the number of bad elements and the first.
+        DataError: infinite, outside the support, or empty; the site, the number of bad elements and the first.
     """
-    refuse_stray_nan(records)
     for record in records.values():
         if record.role != "observed" or record.peeled is None:
             continue

@@ -13,11 +13,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.errors import ModelError, message
 from ppl_em.trace.draw import draw
 from ppl_em.trace.footprint import GIVEN
 from ppl_em.trace.missing import Seen, seen_part
 from ppl_em.trace.one_value import one_value
+from ppl_em.trace.partly_labelled import MARK
 from ppl_em.trace.peel import peel
 from ppl_em.trace.provenance import Provenance, tensors_in
 from ppl_em.trace.record import Frame, ParameterSeen, Record, version_of
@@ -165,7 +167,17 @@ class Recorder(Messenger):
         )
         if self.provenance is not None:
             self._trace_marks(record, msg)
+            if seen.hidden is not None:
+                msg["value"] = self._followed(name, value, fn)
         self.records[name] = record
+
+    def _followed(self, name: str, value: Tensor, fn: Any) -> Tensor:
+        """What the program gets in place of a value with holes: numbers that it can compute with, and that are known."""
+        assert self.provenance is not None
+        with torch._C.DisableTorchFunction():
+            copy = without_gaps(value.detach()).clone()
+        self.provenance.mark(copy, {f"{MARK}{name}"})
+        return copy
 
     def _trace_marks(self, record: Record, msg: Any) -> None:
         follow = self.provenance

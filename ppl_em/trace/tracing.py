@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_em.errors import ModelError, message
+from ppl_em.errors import ModelError, PplEmError, message
 from ppl_em.ir import Latent, Parameter, Program
 from ppl_em.trace.assembling import assemble, random_sources
 from ppl_em.trace.classify import classify
@@ -18,8 +18,10 @@ from ppl_em.trace.enumeration import Enumeration
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.layout import Disagreement
 from ppl_em.trace.observe import check_observations
+from ppl_em.trace.partly_labelled import PartlyLabelled, explained, holed_arguments, to_be_split, without_unseen
 from ppl_em.trace.refusals import Refusals, refuse_costly, refuse_large, refuse_wide
 from ppl_em.trace.run import Record, Run
+from ppl_em.trace.stray_nan import refuse_stray_nan
 from ppl_em.trace.support import can_list
 from ppl_em.trace.survey import Survey
 from ppl_em.trace.time_axis import USED
@@ -122,11 +124,26 @@ class Request:
 def _trace(source: Source, request: Request) -> Program:
     """One way of running time loops; discrete latents are treated in as many ways as it takes."""
     with isolated(source.seed), torch.enable_grad():
-        survey = Survey(source, request.values or None)
+        survey = _survey(source, request)
         _require_observations(survey.first)
         check_observations(survey.first.records)
         warn_unregistered(survey.first, source.model)
         return first_that_works(lambda way: _trace_one_way(survey, request, way), survey)
+
+
+def _survey(source: Source, request: Request) -> Survey:
+    """The program's sites; discrete values with holes on which others depend are latent where they are missing."""
+    try:
+        survey = Survey(source, request.values or None)
+    except (IndexError, RuntimeError, ValueError) as error:
+        if isinstance(error, PplEmError) or not holed_arguments((source.args, source.kwargs)):
+            raise
+        raise explained(error) from error
+    refuse_stray_nan(survey.first.records)
+    names = to_be_split(survey.first.records)
+    if not names:
+        return survey
+    return Survey(replace(source, model=PartlyLabelled(source.model, names)), request.values or None)
 
 
 def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
@@ -160,7 +177,7 @@ def _trace_one_way(survey: Survey, request: Request, way: Treatment) -> Program:
     )
     latents = {z: replace(v, support=None) if z in refusals.reasons else v for z, v in latents.items()}
     made = assemble(survey, latents, parameters, enumeration)
-    program = replace(made.program, refused=refusals.reasons)
+    program = without_unseen(replace(made.program, refused=refusals.reasons), survey.records)
     witnesses = {"provenance": "scopes followed through every torch operation"}
     if enumeration.paths is not None:
         names = ", ".join(sorted(enumeration.by_path)[:4]) + (" …" if len(enumeration.by_path) > 4 else "")

@@ -103,7 +103,7 @@ def test_draws_have_the_conditional_moments(model: object) -> None:
     x[0, 1], x[1, 0], x[2] = NAN, NAN, NAN
     result = ppl_em.fit(model, x, init="params", method=ppl_em.EM(max_steps=0))
     p = result.params
-    count = 2000
+    count = 800
     draws = result.impute(num_samples=count, seed=3)["x"]
     assert draws.shape == (count, 4, 2)
     assert torch.equal(draws[:, 3], x[3].expand(count, 2)) and torch.equal(draws[:, 0, 0], x[0, 0].expand(count))
@@ -114,7 +114,7 @@ def test_draws_have_the_conditional_moments(model: object) -> None:
         variance = torch.as_tensor(second).diagonal().clamp(min=0)
         error = (variance / count).sqrt()
         assert bool(((draws[:, i].mean(0) - mean).abs() <= 4 * error + 1e-9).all())
-        assert torch.allclose(draws[:, i].var(0), variance, rtol=0.2, atol=1e-9)
+        assert torch.allclose(draws[:, i].var(0), variance, rtol=0.3, atol=1e-9)
 
 
 def hmm(x: Tensor) -> None:
