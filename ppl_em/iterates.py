@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppl_em.bound import terms
-from ppl_em.errors import NotAvailableYet, message
 from ppl_em.em.loop import State
+from ppl_em.errors import NotAvailableYet, PplEmError, message
 from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.status import Status
@@ -46,12 +46,22 @@ class Iterate:
         return cls(state.step, params, *numbers, state.status, state.plan, start)
 
     def posterior(self) -> Posterior:
-        """Exact posterior over the latents at these values; the variational one under these factors."""
+        """Exact posterior over the latents at these values; the variational one under these factors.
+
+        Raises:
+            PplEmError: the data come from a loader.
+        """
+        self._require_data()
         if self._variational:
             from ppl_em.variational_em.posterior import VariationalPosterior
 
             return VariationalPosterior(self.plan, self.params)
         return Posterior(self.plan, self.params)
+
+    def _require_data(self) -> None:
+        if self.plan.partial:
+            hint = "result.posterior(x) after the fit"
+            raise PplEmError(message("the data of a loader are not at hand", hint=hint))
 
     @property
     def _variational(self) -> bool:
@@ -61,6 +71,7 @@ class Iterate:
         self, params: Mapping[str, Tensor] | None = None, q: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
         """The two readings of the bound, see :meth:`FitResult.terms`; these values are the default for both."""
+        self._require_data()
         if self._variational:
             hint = "result.terms() after the fit"
             raise NotAvailableYet(message('terms() of a step of EM(globals="variational") is not available', hint=hint))

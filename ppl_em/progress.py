@@ -13,6 +13,12 @@ from ppl_em.checkpointing import Checkpoint
 QUIET_SECONDS = 2.0
 
 
+def unit_of(state: Any) -> str:
+    """What a step of a run goes through: all data, or one batch of them."""
+    plan = getattr(state, "plan", None)
+    return "batch" if plan is not None and plan.by_batch else "step"
+
+
 class Progress:
     """Progress of a fit.
 
@@ -52,7 +58,7 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(unit="step", dynamic_ncols=True, leave=True, file=sys.stderr)
+            self._bar = tqdm(unit=unit_of(state), dynamic_ncols=True, leave=True, file=sys.stderr)
         self._last = now
         if hasattr(state, "describe"):
             text = state.describe()

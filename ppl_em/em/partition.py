@@ -70,6 +70,9 @@ def divide(plan: Plan, planner: Planner, source: Source, loader: tuple[int, Any]
     settings = planner.em
     if loader is None and settings.variant == "batch":
         return plan, None
+    if settings.globals == "variational":
+        what = f'EM(variant="{settings.variant}", globals="variational") cannot be had'
+        raise PlanError(message(what, hint='globals="point", or variant="batch"'))
     if loader is None:
         parts: Parts = MemoryParts(plan, settings.batch_size)
     elif planner.weights is not None:
@@ -85,7 +88,7 @@ def divide(plan: Plan, planner: Planner, source: Source, loader: tuple[int, Any]
         text += f"; stepwise: statistics averaged over batches with weight {rate}"
     elif settings.variant == "incremental":
         text += "; incremental: those of one part are renewed at each step"
-    return replace(plan, parts=text), parts
+    return replace(plan, parts=text, partial=loader is not None), parts
 
 
 class LoaderParts:

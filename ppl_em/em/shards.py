@@ -120,6 +120,7 @@ class _Cut:
             site,
             value=self.factor(site.value),
             mask=None if site.mask is None else self.factor(site.mask),
+            missing=None if site.missing is None else self.factor(site.missing),
             scale=None if site.scale is None else self.factor(site.scale),
             arguments={n: self.argument(a) for n, a in site.arguments.items()},
         )

@@ -124,6 +124,11 @@ class StepwiseMachine(StreamedMachine):
         moved = {names: groups[names].recentred(known) for names, known in averages.by_group.items()}
         return replace(averages, by_group=moved, ingredients=self.ingredients())
 
+    def fitting(self, averages: Averages | None) -> Averages | None:
+        """Averages of an earlier fit, if they are of these groups of parameters."""
+        same = averages is not None and set(averages.by_group) == set(self.named_groups())
+        return averages if same and averages is not None and averages.plate == self.shards.plate else None
+
     def resume(self, averages: Averages) -> None:
         """Collect statistics as they were collected for these averages."""
         self._verified = True
@@ -138,7 +143,7 @@ class _Steps:
     def __init__(self, machine: StepwiseMachine) -> None:
         self.machine, self.settings = machine, machine.settings
         self.num_data = machine.shards.num_data
-        carried = machine.carried
+        carried = machine.fitting(machine.carried)
         fresh = Averages(
             plate=machine.shards.plate, exponent=self.settings.step_exponent, offset=self.settings.step_offset
         )

@@ -37,6 +37,7 @@ class Plan:
         map_space: the space of the priors' densities at point estimates, ``"constrained"`` or ``"unconstrained"``.
         meter: runs an E-step for :meth:`analyze`.
         parts: how the data are gone through, where that is not all at once.
+        partial: the program holds a loader's first batch only.
     """
 
     program: Program
@@ -51,6 +52,7 @@ class Plan:
     map_space: str = "constrained"
     meter: Any = field(default=None, compare=False, repr=False)
     parts: str = ""
+    partial: bool = False
 
     def analyze(self) -> Any:
         """Run one E-step at the program's own values: predicted operations, seconds and bytes beside measured ones.
@@ -64,6 +66,11 @@ class Plan:
         if self.meter is None:
             raise PlanError(message("this plan cannot be run", hint="explain(model, ...) or result.plan"))
         return self.meter(self)
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether a step of EM goes through one part of the data."""
+        return "stepwise" in self.parts or "incremental" in self.parts
 
     @property
     def exact(self) -> bool:

@@ -69,6 +69,18 @@ def precisions(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(torch.tensor([-3.0, 1.0, 4.0])[z], precision[z].rsqrt()), obs=x)
 
 
+def with_holes(x: Tensor) -> None:
+    """Missing entries: two measurements of each datum, some of them NaN."""
+    weights = pyro.param("weights", torch.ones(K) / K, constraint=constraints.simplex)
+    loc = pyro.param("loc", torch.tensor([[-3.0, 0.0], [0.5, 1.0], [2.0, 2.0]]))
+    scale = pyro.param("scale", torch.ones(K, 2), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pairs = torch.stack([x, x.sin() + 0.2 * x], 1)
+        pairs = torch.where((100 * pairs).round().long() % 5 == 0, torch.nan, pairs)
+        pyro.sample("x", dist.Normal(loc[z], scale[z]).to_event(1), obs=pairs)
+
+
 def lines(u: Tensor, y: Tensor) -> None:
     """Least squares and residual scales: a mixture of two regressions."""
     weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)

@@ -87,19 +87,27 @@ def test_priors_are_counted_once() -> None:
     assert some.objective == pytest.approx(full.objective, abs=0.05)
 
 
+def test_missing_entries_are_left_out_of_every_batch() -> None:
+    plain = ppl_em.fit(programs.with_holes, X, init="params", method=EM(tol=1e-8))
+    method = incremental(tol=1e-8, batch_size=200)
+    some = ppl_em.fit(programs.with_holes, X, init=plain.params, method=method)
+    assert some.objective == pytest.approx(plain.objective, abs=1e-6)
+    for name, value in plain.params.items():
+        torch.testing.assert_close(some.params[name], value, rtol=0, atol=1e-3)
+
+
+def test_weights_of_data_go_with_their_batch() -> None:
+    weights = torch.where(torch.arange(len(X)) % 3 == 0, 0.0, 1.5)
+    full = ppl_em.fit(normals, X, init="params", method="em", weights=weights)
+    some = ppl_em.fit(normals, X, init="params", method=stepwise(batch_size=100, passes=20), weights=weights)
+    assert (full.objective - some.objective) / len(X) < 0.01
+
+
 def test_least_squares_and_residual_scales() -> None:
     u, y = covariate(4000)
     full = ppl_em.fit(programs.lines, u, y, init="params", method="em")
     some = ppl_em.fit(programs.lines, u, y, init="params", method=stepwise(passes=5))
     assert (full.objective - some.objective) / len(u) < 0.01
-
-
-def test_a_batch_that_holds_all_data_with_weight_one_is_em() -> None:
-    """With κ → step size 1 at the first step, one step from one batch is a step of EM."""
-    plain = ppl_em.fit(normals, X, init="params", method=EM(max_steps=1, tol=0))
-    one = ppl_em.fit(normals, X, init="params", method=stepwise(batch_size=len(X), passes=1))
-    for name, value in plain.params.items():
-        torch.testing.assert_close(one.params[name], value)
 
 
 def test_the_objective_is_that_of_all_data_at_the_returned_parameters() -> None:
@@ -162,10 +170,25 @@ def test_a_fit_goes_on_where_another_ended() -> None:
     assert float((second.params["loc"] - first.params["loc"]).abs().max()) < 0.2
 
 
+@pytest.mark.parametrize("program", [normals, programs.with_holes, programs.vectors, programs.precisions])
+def test_a_batch_that_holds_all_data_is_em(program: Any) -> None:
+    """The first batch has a weight of one: its M-step is that of EM."""
+    plain = ppl_em.fit(program, X, init="params", method=EM(max_steps=1, tol=0))
+    one = ppl_em.fit(program, X, init="params", method=stepwise(batch_size=len(X), passes=1))
+    assert one.objective == pytest.approx(plain.objective, abs=1e-8)
+    for name, value in {**plain.params, **plain.point_estimates}.items():
+        torch.testing.assert_close({**one.params, **one.point_estimates}[name], value)
+
+
 @pytest.mark.parametrize("exponent", [0.5, 0.2, 1.01, math.nan])
 def test_step_exponents_whose_averages_do_not_converge_are_refused(exponent: float) -> None:
     with pytest.raises(PlanError, match="step_exponent"):
         stepwise(step_exponent=exponent)
+
+
+def test_variational_bayes_takes_all_data_at_once() -> None:
+    with pytest.raises(PlanError, match='globals="variational"'):
+        ppl_em.explain(programs.precisions, X, method=stepwise(globals="variational"))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[Callable[[], Any], tuple[Tensor, ...]]] = {
     "covariances": (lambda: programs.vectors, (X,)),
     "conjugate priors": (lambda: programs.priors, (X,)),
     "priors of precisions": (lambda: programs.precisions, (X,)),
+    "missing entries": (lambda: programs.with_holes, (X,)),
     "least squares": (lambda: programs.lines, UY),
     "newton": (lambda: programs.gate, UY),
     "data one by one": (lambda: programs.heavy_tails, (X,)),
@@ -133,6 +134,9 @@ def test_iterate_and_interrupts() -> None:
     assert [s.step for s in states] == [0, 1, 2, 3]
     for a, b in zip(states, whole, strict=True):
         assert a.objective == pytest.approx(b.objective, abs=1e-8)
+    for ask in (states[1].posterior, states[1].terms):
+        with pytest.raises(PplEmError, match="loader are not at hand"):
+            ask()
 
     def stop(state: Any) -> None:
         if state.step == 2:
