@@ -144,11 +144,9 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     Raises:
         FileError: nothing readable is there.
     """
-    from ppl_em.result import FitResult, Restart
+    from ppl_em.result import Restart
     from ppl_em.svi.result import ApproximateResult
     from ppl_em.trace.tracing import Source
-    from ppl_em.variational_em.plan import CONJUGATE_UPDATE
-    from ppl_em.variational_em.result import VariationalResult
 
     path = Path(path)
     try:
@@ -178,9 +176,7 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         args = tuple(unpack(v, tensors) for v in header["args"])
         source = Source(model, args, {k: unpack(v, tensors) for k, v in header["kwargs"].items()}, header["seed"])
     _restore_module(model, groups["params"])
-    kind = ApproximateResult if header["objective_name"] == "elbo" else FitResult
-    if any(u["rule"] == CONJUGATE_UPDATE for u in header["plan"]["updates"]):
-        kind = VariationalResult
+    kind = _kind(header)
     return kind(
         **(_approximate(header, tensors, guide) if kind is ApproximateResult else {}),
         params=groups["params"],
@@ -205,6 +201,18 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         _model=model,
         _settings=header["settings"],
     )
+
+
+def _kind(header: Mapping[str, Any]) -> type[FitResult]:
+    """The class of a saved result."""
+    from ppl_em.result import FitResult
+    from ppl_em.svi.result import ApproximateResult
+    from ppl_em.variational_em.plan import CONJUGATE_UPDATE
+    from ppl_em.variational_em.result import VariationalResult
+
+    if any(u["rule"] == CONJUGATE_UPDATE for u in header["plan"]["updates"]):
+        return VariationalResult
+    return ApproximateResult if header["objective_name"] == "elbo" else FitResult
 
 
 def _restore_module(model: Any, params: Mapping[str, Tensor]) -> None:

@@ -109,6 +109,18 @@ def _geometric(site: Site, beliefs: Beliefs, values: Values) -> Surrogate:
     return Surrogate({"probs": probs}, won + probs.map(lambda t: -t.log()))
 
 
+def _negative_binomial(site: Site, beliefs: Beliefs, values: Values) -> Surrogate:
+    won, lost = log_probabilities(site, beliefs, values)
+    complement = won.map(lambda t: torch.log(-torch.expm1(t)))  # of the probability exp E[log p]
+    constants = _constants(site, values, "probs", "logits")
+    if "total_count" in constants:
+        total = constants["total_count"]
+    else:
+        total = Factor(won.tensor.new_tensor(float(site.options["total_count"])), ())
+    correction = (lost + complement.map(torch.neg)) * total
+    return Surrogate({**constants, "logits": won + complement.map(torch.neg)}, correction)
+
+
 def _poisson(site: Site, beliefs: Beliefs, values: Values) -> Surrogate:
     found = rate(site, beliefs, values)
     geometric = found.log.map(torch.exp)
@@ -137,6 +149,7 @@ SURROGATES: Mapping[str, Callable[[Site, Beliefs, Values], Surrogate]] = {
     "Bernoulli": _bernoulli,
     "Binomial": _bernoulli,
     "Geometric": _geometric,
+    "NegativeBinomial": _negative_binomial,
     "Poisson": _poisson,
     "Exponential": _gamma_like,
     "Gamma": _gamma_like,

@@ -14,6 +14,7 @@ from ppl_em.ir import Factor, Link, Site
 from ppl_em.mstep.conjugate import Pair, find_pair
 from ppl_em.plan.plan import Plan
 from ppl_em.variational_em.densities import SURROGATES
+from ppl_em.variational_em.vectors import as_vectors
 
 #: Priors by name of the family, and the family of the optimal factor.
 FAMILIES: Mapping[str, str] = {
@@ -122,6 +123,11 @@ def find_nodes(plan: Plan) -> tuple[Node, ...]:
             raise _refusal(name, "", "its prior depends on a discrete latent")
         site = priors[name]
         family = _family(plan, name, site, set(free))
+        if family == "Normal" and _feeds_vectors(plan, name):
+            vectors = as_vectors(site)
+            if vectors is None:
+                raise _refusal(name, family, "it is the mean of vectors, and its prior is not one of whole vectors")
+            site, family = vectors, "MultivariateNormal"
         shape = tuple(plan.program.parameters[name].init.shape)
         children = tuple(_children(plan, name, family, shape))
         nodes[name] = Node(name, family, site, shape, children)
@@ -156,6 +162,12 @@ def _family(plan: Plan, name: str, site: Site, free: set[str]) -> str:
     return FAMILIES[family]
 
 
+def _feeds_vectors(plan: Plan, name: str) -> bool:
+    """Whether a latent is the mean of multivariate normal sites."""
+    fed = [s for s in plan.sites() if name in s.parameters and s.point != name and s.family is not None]
+    return bool(fed) and all(s.family is not None and s.family.__name__ == "MultivariateNormal" for s in fed)
+
+
 def _unit(site: Site) -> bool:
     low, high = (site.arguments.get(n) for n in ("low", "high"))
     zero = site.options.get("low") == 0 if low is None else bool((low.value.tensor == 0).all())
@@ -174,10 +186,11 @@ def _children(plan: Plan, name: str, family: str, shape: tuple[int, ...]) -> lis
             raise _refusal(name, family, f"it reaches {where} otherwise than element by element")
         if likelihood not in SURROGATES:
             raise _refusal(name, family, f"no expected log-density is known for {where}")
-        for argument_name, argument in site.arguments.items():
-            for link in argument.links:
-                if link.parameter == name:
-                    children.append(_child(name, family, site, argument_name, link, where, shape))
+        linked = [(a, k) for a, argument in site.arguments.items() for k in argument.links if k.parameter == name]
+        fed = {a for a, argument in site.arguments.items() if name in argument.sources}
+        if not linked or fed - {a for a, _ in linked}:
+            raise _refusal(name, family, f"it reaches {where} through a linear predictor")
+        children += [_child(name, family, site, a, k, where, shape) for a, k in linked]
         if not bool(torch.isfinite(site.value.tensor.double()).all()):
             raise _refusal(name, family, f"values of {where} are missing or infinite")
     if not children:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.diagnostics.coordinates import element_labels
+from ppl_em.diagnostics.draws import Draws
 from ppl_em.em.e_step import objective
 from ppl_em.em.loop import State
 from ppl_em.errors import NotAvailableYet, PplEmError, message
@@ -22,6 +24,7 @@ from ppl_em.posterior import Posterior
 from ppl_em.prediction import predict, predict_draws
 from ppl_em.result import FitResult, Restart
 from ppl_em.variational_em.density import log_density
+from ppl_em.variational_em.draws import factor_draws, likelihoods
 from ppl_em.variational_em.network import Network
 from ppl_em.variational_em.plan import variational_plan
 from ppl_em.variational_em.posterior import VariationalPosterior
@@ -29,7 +32,6 @@ from ppl_em.variational_em.posterior import VariationalPosterior
 if TYPE_CHECKING:
     from ppl_em.problem import Problem
 
-_CHECKS = "its checks are written for the maximum of a likelihood"
 #: Draws from which intervals are computed, and the seed of draws for predictions.
 INTERVAL_DRAWS = 20_000
 
@@ -179,25 +181,29 @@ class VariationalResult(FitResult):
 
     # uncertainty ---------------------------------------------------------------------------------------------
 
-    def draws(self, n: int = 1000, seed: int = 0) -> Any:
-        """Draws of the global latents from their factors.
+    def draws(self, n: int = 1000, seed: int = 0) -> Draws:
+        """Draws of the global latents given the data: from their factors, corrected by importance resampling.
 
         Args:
             n: number of draws.
             seed: of the draws.
 
         Returns:
-            By name, (n, *shape).
+            A mapping from name to (n, *shape), with ``k_hat`` and ``reliable``; plain draws of the factors where k-hat
+            forbids a correction.
         """
-        return self.posterior().sample_globals(n, seed)
+        return factor_draws(self._plan_for(()), self._all, n, seed)
 
-    @property
-    def _draws(self) -> Any:
-        return FactorDraws(self.draws())
+    @cached_property
+    def _draw_log_likelihoods(self) -> Tensor:
+        return likelihoods(self._plan_for(()), self._all, self._draws)
+
+    def _of_factors(self) -> dict[str, Tensor]:
+        return self.posterior().sample_globals(INTERVAL_DRAWS, 0)
 
     def standard_errors(self, kind: str = "observed") -> dict[str, Tensor]:
         """Standard deviations of the global latents under their factors, by name."""
-        drawn = self.draws(INTERVAL_DRAWS)
+        drawn = self._of_factors()
         return {n: v.std(0) for n, v in drawn.items()}
 
     def conf_int(self, level: float = 0.95, kind: str = "observed") -> pd.DataFrame:
@@ -213,7 +219,7 @@ class VariationalResult(FitResult):
         """
         tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
         rows, index = [], []
-        for name, drawn in self.draws(INTERVAL_DRAWS).items():
+        for name, drawn in self._of_factors().items():
             flat = drawn.reshape(len(drawn), -1).double()
             bounds = torch.quantile(flat, tails, 0)
             index += element_labels(name, drawn.shape[1:])
@@ -255,34 +261,6 @@ class VariationalResult(FitResult):
     def update(self, *batch: Any, **options: Any) -> Any:
         """Not available."""
         raise _refused("update()", "factors are fitted to all data at once", "fit on all data")
-
-    @property
-    def loo(self) -> Any:
-        """Not available."""
-        raise _refused("loo", "it needs draws of a point estimate's distribution", "log_prob()")
-
-    def to_arviz(self) -> Any:
-        """Not available."""
-        raise _refused("to_arviz()", "groups of factors are not defined", "draws(), posterior()")
-
-    def diagnose(self, checks: Any = None) -> Any:
-        """Not available."""
-        raise _refused("diagnose()", _CHECKS, "status, restarts, predictive_check, estimate_log_likelihood()")
-
-    def report(self, path: Any, checks: Any = None) -> Any:
-        """Not available."""
-        raise _refused("report()", _CHECKS, "summary(), plot(), predictive_check")
-
-
-class FactorDraws(dict[str, Tensor]):
-    """Draws from the factors by name: from q itself, with nothing to correct."""
-
-    reliable = True
-
-    @property
-    def coordinates(self) -> Tensor:
-        """(n, P) the draws as vectors."""
-        return torch.cat([v.reshape(len(v), -1).double() for v in self.values()], 1)
 
 
 def _refused(what: str, why: str, hint: str) -> NotAvailableYet:

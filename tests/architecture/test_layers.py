@@ -18,7 +18,7 @@ PACKAGE = ROOT / "ppl_em"
 # is handed back; the demonstration and the test kit hold programs of their own.
 SPEAKS_PYRO = ("trace", "svi", "fitted_model.py", "demo.py", "machine_speed.py", "testing")
 # Families are values, not runtime: rules are registered for them, and marginals are returned as such.
-KNOWS_DISTRIBUTIONS = (*SPEAKS_PYRO, "mstep", "distributions", "posterior.py", "series.py")
+KNOWS_DISTRIBUTIONS = (*SPEAKS_PYRO, "mstep", "distributions", "variational_em", "posterior.py", "series.py")
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:

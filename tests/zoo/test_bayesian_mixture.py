@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pyro
 import pytest
 import torch
+import torch.nn.functional as F
+from pyro.distributions import Beta, Categorical, Gamma, MultivariateNormal, Poisson
 
 import ppl_em
 from models import bayesian_mixture, gmm
@@ -57,3 +60,59 @@ def test_eight_empty_components_cost_a_nat(result: ppl_em.FitResult) -> None:
         bayesian_mixture.model, bayesian_mixture.load(), method=VARIATIONAL, model_kwargs=options, restarts=4
     )
     assert result.objective < two.objective < result.objective + 2.0
+
+
+# The two programs of Pyro's tutorial on Dirichlet process mixtures, as they stand there -------------------------
+
+T, alpha = 6, 0.1
+
+
+def mix_weights(beta):
+    beta1m_cumprod = (1 - beta).cumprod(-1)
+    return F.pad(beta, (0, 1), value=1) * F.pad(beta1m_cumprod, (1, 0), value=1)
+
+
+def planar(data):
+    with pyro.plate("beta_plate", T - 1):
+        beta = pyro.sample("beta", Beta(1, alpha))
+
+    with pyro.plate("mu_plate", T):
+        mu = pyro.sample("mu", MultivariateNormal(torch.zeros(2), 5 * torch.eye(2)))
+
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", Categorical(mix_weights(beta)))
+        pyro.sample("obs", MultivariateNormal(mu[z], torch.eye(2)), obs=data)
+
+
+def counts(data):
+    with pyro.plate("beta_plate", T - 1):
+        beta = pyro.sample("beta", Beta(1, 1.1))
+
+    with pyro.plate("lambda_plate", T):
+        lmbda = pyro.sample("lambda", Gamma(3, 0.05))
+
+    with pyro.plate("data", len(data)):
+        z = pyro.sample("z", Categorical(mix_weights(beta)))
+        pyro.sample("obs", Poisson(lmbda[z]), obs=data)
+
+
+def test_the_tutorials_planar_mixture_keeps_its_four_clusters() -> None:
+    torch.manual_seed(0)
+    centres = torch.tensor([[-8.0, -8.0], [8.0, 8.0], [1.5, 2.0], [-0.5, 1.0]])
+    data = torch.cat([MultivariateNormal(c, torch.eye(2)).sample((50,)) for c in centres])
+    result = ppl_em.fit(planar, data, method=VARIATIONAL)
+    sizes, order = result.posterior().marginal("z").probs.sum(0).sort(descending=True)
+    assert float(sizes[4:].sum()) < 1e-3
+    found = result.point_estimates["mu"][order[:4]]
+    assert float(torch.cdist(centres, found).amin(1).max()) < 0.6
+
+
+def test_the_tutorials_mixture_of_counts_prunes_itself() -> None:
+    torch.manual_seed(0)
+    data = Poisson(torch.tensor([5.0, 40.0, 120.0])[torch.arange(150) % 3]).sample()
+    result = ppl_em.fit(counts, data, method=VARIATIONAL)
+    sizes, order = result.posterior().marginal("z").probs.sum(0).sort(descending=True)
+    assert float(sizes[3:].sum()) < 0.1
+    rates = result.point_estimates["lambda"][order[:3]].sort().values
+    means = torch.stack([data[i::3].mean() for i in range(3)])
+    torch.testing.assert_close(rates, means, rtol=0.02, atol=0.0)

@@ -80,6 +80,27 @@ def two_sided_evidence(x: Tensor) -> float:
     return sum(coin_evidence(x[side == k].double()) for k in (0, 1))
 
 
+def failures(x: Tensor) -> None:
+    p = pyro.sample("p", dist.Beta(2.0, 3.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.NegativeBinomial(2.0, p), obs=x)
+
+
+def failures_evidence(x: Tensor) -> float:
+    ways = sum(lgamma(2 + v) - lgamma(v + 1) - lgamma(2) for v in x.tolist())
+    return log_beta(2 + float(x.sum()), 3 + 2 * len(x)) - log_beta(2, 3) + ways
+
+
+def trials(x: Tensor) -> None:
+    p = pyro.sample("p", dist.Uniform(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Geometric(1 - p), obs=x)
+
+
+def trials_evidence(x: Tensor) -> float:
+    return log_beta(1 + float(x.sum()), 1 + len(x))
+
+
 def counts(x: Tensor) -> None:
     rate = pyro.sample("rate", dist.Gamma(2.0, 0.7))
     with pyro.plate("data", len(x)):
@@ -169,6 +190,42 @@ def vectors_evidence(x: Tensor) -> float:
     return float(torch.distributions.MultivariateNormal(torch.zeros(2 * n), covariance).log_prob(x.reshape(-1)))
 
 
+def elements(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), torch.tensor([2.0, 0.5])).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(mu, SCATTER), obs=x)
+
+
+def elements_evidence(x: Tensor) -> float:
+    n, prior = len(x), torch.diag(torch.tensor([4.0, 0.25]))
+    covariance = torch.block_diag(*[SCATTER] * n) + prior.repeat(n, n)
+    return float(torch.distributions.MultivariateNormal(torch.zeros(2 * n), covariance).log_prob(x.reshape(-1)))
+
+
+def affine(x: Tensor) -> None:
+    """The normal-gamma program in other words: mean 2 mu + 1 and precision tau / 4."""
+    tau = pyro.sample("tau", dist.Gamma(2.0, 1.5 / 4))
+    mu = pyro.sample("mu", dist.Normal(0.0, 0.5 * (0.3 * tau / 4) ** -0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(2 * mu + 1, 2 * tau.rsqrt()), obs=x)
+
+
+def affine_evidence(x: Tensor) -> float:
+    """τ / 4 ~ Gamma(2, 1.5), 2 μ + 1 ~ Normal(1, (0.3 τ / 4)^-1/2): the program above."""
+    return normal_evidence(x)
+
+
+def logarithms(x: Tensor) -> None:
+    tau = pyro.sample("tau", dist.Gamma(2.0, 1.5))
+    mu = pyro.sample("mu", dist.Normal(1.0, (0.3 * tau) ** -0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.LogNormal(mu, tau**-0.5), obs=x)
+
+
+def logarithms_evidence(x: Tensor) -> float:
+    return normal_evidence(x.log()) - float(x.log().sum())
+
+
 BITS = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
 FACES = torch.tensor([0, 0, 2, 1, 2, 2])
 POSITIVE = torch.tensor([2.0, 1.0, 5.0, 3.0])
@@ -183,6 +240,8 @@ PAIRS = torch.stack([REAL[:6], 0.4 * REAL[:6] + REAL[1:]], 1)
         (die, die_evidence, FACES),
         (stick, stick_evidence, FACES),
         (two_sided, two_sided_evidence, BITS.long()),
+        (failures, failures_evidence, POSITIVE),
+        (trials, trials_evidence, POSITIVE),
         (counts, counts_evidence, POSITIVE),
         (waiting, waiting_evidence, POSITIVE),
         (normal_gamma, normal_evidence, REAL),
@@ -190,6 +249,9 @@ PAIRS = torch.stack([REAL[:6], 0.4 * REAL[:6] + REAL[1:]], 1)
         (known_scale, known_scale_evidence, REAL),
         (normal_wishart, normal_wishart_evidence, PAIRS),
         (vectors, vectors_evidence, PAIRS),
+        (elements, elements_evidence, PAIRS),
+        (affine, affine_evidence, REAL),
+        (logarithms, logarithms_evidence, POSITIVE),
     ],
 )
 def test_without_local_latents_the_bound_is_the_evidence(

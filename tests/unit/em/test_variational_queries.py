@@ -190,6 +190,12 @@ def logistic(x: Tensor) -> None:
         pyro.sample("x", dist.Bernoulli(logits=slope * torch.arange(len(x))), obs=(x > 0).to(x.dtype))
 
 
+def regression(x: Tensor) -> None:
+    level, slope = (pyro.sample(n, dist.Normal(0.0, 1.0)) for n in ("level", "slope"))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(level + slope * torch.arange(len(x)), 1.0), obs=x)
+
+
 def half_known(x: Tensor) -> None:
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
@@ -224,6 +230,7 @@ def random_concentration(x: Tensor) -> None:
         (wrong_pair, "'rate' .*StudentT at 'x'"),
         (opaque, "'p' .*Poisson at 'x'"),
         (logistic, "'slope' .*Bernoulli at 'x'"),
+        (regression, "'level' .*Normal at 'x' through a linear predictor"),
         (half_known, "'scale': it shares the site 'x' with 'loc'"),
         (nothing, "no global latent"),
         (part_of_a_row, "'w' .*Categorical at 'x'"),
