@@ -15,6 +15,7 @@ from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
 from ppl_em.lower.emission import Emission, eligible
 from ppl_em.lower.mixture import CHUNK_ELEMENTS, Lowered
+from ppl_em.lower.packed_chain import PackedChain
 
 
 class LoweredChain:
@@ -42,6 +43,7 @@ class LoweredChain:
         self.chunk = max(256, min(self.emission.num_data, CHUNK_ELEMENTS // (self.emission.width + 1)))
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.engine = Chain(ChainBuffers())
+        self.packed = PackedChain.of(block, self.emission, None if mask is None else wide)
 
     @staticmethod
     def accepts(block: Block) -> bool:
@@ -73,6 +75,9 @@ class LoweredChain:
         natural = self.emission.natural(parameters)
         if natural is None:
             return None
+        packed = None if self.packed is None else self.packed.run(parameters, natural)
+        if packed is not None:
+            return packed
         features, scores = self._buffer(natural)
         for start in range(0, self.emission.num_data, self.chunk):
             columns = features[:, : min(self.chunk, self.emission.num_data - start)]

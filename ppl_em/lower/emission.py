@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -39,6 +40,21 @@ class Emission:
             a.value.tensor.dtype for s in sites for a in s.arguments.values() if a.value.tensor.is_floating_point()
         ]
         self.dtype = dtypes[0]
+
+    def of(self, rows: Tensor) -> Emission:
+        """The same sites over some of the data, in the order of ``rows``."""
+        chosen = copy(self)
+        chosen.parts = [(site, lowering, values[rows], span) for site, lowering, values, span in self.parts]
+        chosen.base = None if self.base is None else self.base[rows]
+        chosen.num_data = len(rows)
+        return chosen
+
+    @property
+    def symbols(self) -> Tensor | None:
+        """Which of the categories (num_data) each datum is, where a single categorical value is all that is seen."""
+        _, lowering, values, _ = self.parts[0]
+        single = len(self.parts) == 1 and isinstance(lowering, CategoricalLowering) and lowering.elements == 1
+        return values.reshape(self.num_data).long() if single else None
 
     def natural(self, parameters: Mapping[str, Tensor]) -> Tensor | None:
         """Natural parameters and constants in one matrix (K, F + 1); None where digits would be lost."""
