@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ppl_em.checkpointing import Checkpoint
 from ppl_em.em.loop import Machine, State
-from ppl_em.em.parted import machine_for, of_parts
 from ppl_em.em.restarts import Outcome, Runs, make_starts
 from ppl_em.em.runaway import warn_of_runaways
 from ppl_em.em.stepwise import settled
@@ -21,6 +21,7 @@ from ppl_em.exact.chain import Chain
 from ppl_em.exact.elimination import Elimination
 from ppl_em.exact.mixture import Mixture
 from ppl_em.iterates import Iterate
+from ppl_em.parted import machine_for, of_parts
 from ppl_em.plan.plan import Plan
 from ppl_em.planner import rule_lookup
 from ppl_em.problem import Problem, pose
@@ -198,10 +199,11 @@ def _fit_em(
     with isolated(problem.seed), torch.enable_grad(), Progress(progress, count, kept) as bar:
         refuse_impossible(problem.plan, problem.values)
         machine = make_machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
-        starts = make_starts(machine, problem.values, problem.init, count, problem.seed)
+        more = partial(make_starts, machine, problem.values, problem.init, count, problem.seed)
+        starts = more(0)
         machine = machine_for(problem, machine)
         runs = Runs(machine, _observer(bar, problem.em.callback))
-        best = runs.run(starts, screen=restarts is None)
+        best = runs.run(starts, screen=restarts is None, more=more)
         best = replace(best, state=settled(machine, best.state))
         machine.plan.program.leaves(best.state.parameters)  # modules hold the returned values
         if problem.parts is None:

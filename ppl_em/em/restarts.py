@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ppl_em.em.loop import Machine, State, best_of
 from ppl_em.em.annealing import anneal_starts
+from ppl_em.em.loop import Machine, State, best_of
 from ppl_em.em.split_merge import moves
-from ppl_em.em.start import data_start, perturb
+from ppl_em.em.start import data_start, drawn_probabilities, perturb
 from ppl_em.em.symmetry import broken
 from ppl_em.em.table_starts import broken_tables, has_tables, random_tables
 from ppl_em.em.updates import Parameters
@@ -31,6 +31,10 @@ SAME_BASIN = 1e-3
 HORIZON = 20.0
 #: Kinds of the starts from data, in turn.
 KINDS = ("kmeans", "kmeans", "random", "kmeans", "quantile", "random")
+#: The same for chains; "drawn" are random data with all probabilities drawn.
+CHAIN_KINDS = ("kmeans", "drawn", "drawn", "window", "drawn", "quantile")
+#: Further batches of starts that are drawn while no other start came within this many nats of the best end.
+BATCHES, NEAR = 2, 0.1
 #: Rounds of split-and-merge moves, and gain in nats that calls for another round.
 MOVE_ROUNDS, MOVE_GAIN = 4, 1e-4
 
@@ -40,7 +44,7 @@ class Start:
     """Where a run of EM begins.
 
     Args:
-        kind: ``"kmeans"``, ``"quantile"``, ``"random"`` (from data, or random tables), ``"params"`` (the program's own),
+        kind: ``"kmeans"``, ``"quantile"``, ``"window"``, ``"random"`` (from data, or random tables), ``"params"`` (the program's own),
             ``"broken"`` (these, components that were alike moved apart), ``"perturbed"`` (moved), ``"split-merge"``,
             ``"annealed"``.
         values: constrained values.
@@ -71,7 +75,9 @@ class Outcome:
 Observer = Callable[[int, State], bool]
 
 
-def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed: int) -> list[Start]:
+def make_starts(
+    machine: Machine, base: Parameters, init: str, count: int, seed: int, first: int = 0
+) -> list[Start]:
     """Starting points.
 
     Args:
@@ -81,16 +87,19 @@ def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed:
             ``"auto"`` (data, with the program's own values second).
         count: number of starts.
         seed: of their randomness.
+        first: number of starts that there are already.
     """
+    chains = any(b.block.axis is not None for b in machine.plan.blocks)
+    kinds = CHAIN_KINDS if chains else KINDS
     starts: list[Start] = []
-    for i in range(count):
+    for i in range(first, first + count):
         generator = torch.Generator().manual_seed(seed * 7919 + i)
         if init == "params" or not machine.plan.blocks:
             starts.append(_without_data(machine, base, init, i, generator))
         elif init == "auto" and i == 1:
             starts.append(Start("params", perturb(machine.plan, base, generator, 0.05)))
         else:
-            starts.append(_from_data(machine, base, generator, KINDS[i % len(KINDS)]))
+            starts.append(_from_data(machine, base, generator, kinds[i % len(kinds)]))
     return anneal_starts(machine, starts, seed)
 
 
@@ -109,6 +118,9 @@ def _without_data(machine: Machine, base: Parameters, init: str, index: int, gen
 def _from_data(machine: Machine, base: Parameters, generator: torch.Generator, kind: str) -> Start:
     base = random_tables(machine.updaters, base, generator)
     try:
+        if kind == "drawn":
+            near_data = data_start(machine, base, generator, "random")
+            return Start("random", drawn_probabilities(machine.plan, near_data, generator))
         return Start(kind, data_start(machine, base, generator, kind))
     except (ValueError, RuntimeError):  # an M-step from these clusters is degenerate (a LinAlgError is a RuntimeError)
         return Start("perturbed", perturb(machine.plan, base, generator, 0.5))
@@ -132,20 +144,20 @@ class Runs:
     ended: Status | None = None
     starts: list[Start] = field(default_factory=list)
 
-    def run(self, starts: list[Start], *, screen: bool) -> Outcome:
+    def run(self, starts: list[Start], *, screen: bool, more: Callable[[int], list[Start]] | None = None) -> Outcome:
         """Run the starts; the best outcome.
 
         Args:
             starts: where to begin.
             screen: run all of them a little and only the best to their end, and make moves from there.
+            more: further starts, given how many there are: where the best end was reached but once, there may be better.
         """
-        self.starts = list(starts)
         limit = self.machine.settings.max_steps
-        indices = list(range(len(starts)))
         screening = screen and len(starts) > SCREEN_KEEP and limit > SCREENING[-1][0]
-        for i in self._screen(indices) if screening else indices:
-            if self.ended is None:
-                self._complete(i, limit)
+        self._batch(starts, limit, screening)
+        for _ in range(BATCHES):
+            if more is not None and screening and self.ended is None and self._alone():
+                self._batch(more(len(self.starts)), limit, screening)
         asked = self.machine.settings.split_merge
         if asked or (asked is None and screening):
             self._move(limit)
@@ -153,6 +165,19 @@ class Runs:
         if self.ended is not None:
             best = replace(best, state=replace(best.state, status=self.ended))
         return best
+
+    def _batch(self, starts: list[Start], limit: int, screening: bool) -> None:
+        indices = list(range(len(self.starts), len(self.starts) + len(starts)))
+        self.starts += starts
+        for i in self._screen(indices) if screening else indices:
+            if self.ended is None:
+                self._complete(i, limit)
+
+    def _alone(self) -> bool:
+        """Whether the best end, a converged one, is foreseen for no other start."""
+        best = self.best()
+        near = [o for o in self.outcomes.values() if _foreseen(o) > best.state.rank - NEAR]
+        return best.state.status is Status.CONVERGED and len(near) < 2
 
     def _move(self, limit: int) -> None:
         """Split-and-merge moves from the best optimum as long as they lead higher."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import SoftmaxTransform, transform_to
+from torch.distributions import SoftmaxTransform, constraints, transform_to
 
 from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.em.e_step import EStep
@@ -27,6 +27,8 @@ from ppl_em.plan.plan import Plan
 CONFIDENCE = 0.9
 #: Data that the seeding looks at.
 SEED_DATA = 4000
+#: Steps over which a chain's data are averaged.
+WINDOW = 7
 
 
 def data_start(machine: Machine, base: Parameters, generator: torch.Generator, kind: str) -> Parameters:
@@ -36,8 +38,9 @@ def data_start(machine: Machine, base: Parameters, generator: torch.Generator, k
         machine: plan and updaters.
         base: values that are kept where the M-step has nothing to say.
         generator: randomness.
-        kind: ``"kmeans"`` (clusters by k-means++), ``"quantile"`` (equal parts along the data's principal axis) or
-            ``"random"`` (each datum to the nearest of as many random data).
+        kind: ``"kmeans"`` (clusters by k-means++), ``"quantile"`` (equal parts along the data's principal axis),
+            ``"window"`` (clusters of averages over neighbouring steps, in chains) or ``"random"`` (each datum to the
+            nearest of as many random data).
     """
     plan = machine.plan
     weights: dict[str, Weights] = {s.name: Weights(s.scale or Factor(torch.ones(()), ())) for s in plan.plain}
@@ -78,6 +81,26 @@ def perturb(
         noise = torch.randn(free.shape, generator=generator, dtype=torch.float64).to(free)
         moved[name] = transform(free + size * noise)  # pyright: ignore[reportArgumentType]
     return moved
+
+
+def drawn_probabilities(plan: Plan, base: Parameters, generator: torch.Generator) -> Parameters:
+    """Values with every probability vector drawn uniformly from its simplex; zeros are structure and stay.
+
+    Args:
+        plan: gives the constraints.
+        base: constrained values.
+        generator: randomness.
+    """
+    values = dict(base)
+    for name, parameter in plan.program.parameters.items():
+        constraint = parameter.constraint
+        while isinstance(constraint, constraints.independent):
+            constraint = constraint.base_constraint
+        if constraint is constraints.simplex and not parameter.frozen:
+            uniform = torch.rand(base[name].shape, generator=generator, dtype=torch.float64).to(base[name])
+            drawn = -torch.log1p(-uniform) * (base[name] != 0)
+            values[name] = drawn / drawn.sum(-1, keepdim=True)
+    return values
 
 
 def _block_weights(engine: object, block: Block, generator: torch.Generator, kind: str) -> Mapping[str, Weights]:
@@ -165,9 +188,11 @@ def _labels(
 ) -> Tensor:
     shape, size = [block.sizes[d] for d in dims], block.sizes[state]
     features = site_features(block, site, dims)
+    if kind == "window" and block.axis is not None:
+        features = _smoothed(features, shape)
     if kind == "quantile":
         return _quantiles(features, size).reshape(shape)
-    return kmeans(features, size, generator, steps=10 if kind == "kmeans" else 0, spread=kind == "kmeans").reshape(shape)
+    return kmeans(features, size, generator, steps=0 if kind == "random" else 10, spread=kind != "random").reshape(shape)
 
 
 def site_features(block: Block, site: Site, dims: tuple[str, ...]) -> Tensor:
@@ -188,6 +213,14 @@ def site_features(block: Block, site: Site, dims: tuple[str, ...]) -> Tensor:
     features = torch.cat(columns, 1)
     spread = features.std(0, correction=0)
     return (features - features.mean(0)) / torch.where(spread > 0, spread, torch.ones_like(spread))
+
+
+def _smoothed(features: Tensor, shape: list[int]) -> Tensor:
+    """Features (elements, F) averaged over a window of time, the last dimension of ``shape``: states last a while."""
+    rows = features.reshape(-1, shape[-1], features.shape[1]).mT
+    width = min(WINDOW, 2 * ((shape[-1] - 1) // 2) + 1)
+    means = torch.nn.functional.avg_pool1d(rows, width, 1, width // 2, count_include_pad=False)
+    return means.mT.reshape(features.shape)
 
 
 def _quantiles(features: Tensor, parts: int) -> Tensor:
