@@ -45,11 +45,10 @@ class ClosedForm:
 
     def __init__(self, plan: Plan, update: Update) -> None:
         self.plan, self.update = plan, update
-        sites = {s.name: s for s in plan.sites()}
         sizes = dict(plan.program.sizes())
         for entry in plan.blocks:
             sizes.update(entry.block.sizes)
-        self.sites = [sites[n] for n in update.sites]
+        self.sites = self._members()
         self.opaque = [s for s in self.sites if any(a.opaque for a in s.arguments.values())]
         self.residual = {s.name for s in self.sites if _predicted_mean(s)}
         members = [_about_zero(s, s) if s.name in self.residual else s for s in self.sites]
@@ -60,6 +59,11 @@ class ClosedForm:
         self.constraints = {n: plan.program.parameters[n].constraint for n in update.parameters}
         self.verified = False
         self.sweeps = 1
+
+    def _members(self) -> list[Site]:
+        """The sites whose arguments the parameters are."""
+        sites = {s.name: s for s in self.plan.sites()}
+        return [sites[n] for n in self.update.sites]
 
     def step(self, parameters: Parameters, e: EStep) -> Parameters:
         """New values of this group's parameters.

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from ppl_em.em.e_step import EStep, e_step
+from ppl_em.em.lookup import LookupForm
 from ppl_em.em.updates import VERIFY_DATA, ClosedForm, Conjugate, LeastSquares, Ridge, Updater
+from ppl_em.ir.block import Block
 from ppl_em.lower.chain import LoweredChain
 from ppl_em.lower.families import LOWERINGS
+from ppl_em.lower.lookup import LoweredLookup
 from ppl_em.lower.mixture import LoweredMixture
+from ppl_em.lower.posterior import DatumLatent
 from ppl_em.lower.regression import LoweredRegression
 from ppl_em.plan.plan import Plan
 
@@ -27,7 +31,12 @@ def lower_blocks(plan: Plan, updaters: Sequence[Updater]) -> dict[int, Any]:
     statistics of these sites alone.
     """
     lowered: dict[int, Any] = {}
+    lookups = {u.update.sites[0]: u for u in updaters if isinstance(u, LookupForm)}
     for i, entry in enumerate(plan.blocks):
+        if entry.engine.name == "mixture" and _looked_up(entry.block, lookups, updaters):
+            seen = [s.name for s in entry.block.sites if s.role == "observed"]
+            lowered[i] = LoweredLookup(entry.block, {n: lookups[n].lookup for n in seen})
+            continue
         kind = next((k for k in (LoweredMixture, LoweredChain, LoweredRegression) if k.accepts(entry.block)), None)
         if kind is None or entry.engine.name not in ("mixture", "chain"):
             continue
@@ -62,6 +71,14 @@ def _readers(updaters: Sequence[Updater]) -> list[Updater]:
     return found
 
 
+def _looked_up(block: Block, lookups: Mapping[str, LookupForm], updaters: Sequence[Updater]) -> bool:
+    """All observations of a block are looked up in tables, and the prior has a closed form."""
+    observed = {s.name for s in block.sites if s.role == "observed"}
+    everything = {s.name for s in block.sites}
+    closed = all(isinstance(u, ClosedForm) for u in updaters if set(u.update.sites) & everything)
+    return closed and bool(observed) and observed <= set(lookups) and DatumLatent.of(block)
+
+
 def _matches(updater: ClosedForm, block: Any) -> bool:
     """The rule's rows are the states of the block, its data those of the block."""
     state = block.names[0] if block.axis is None else block.axis.now
@@ -79,7 +96,7 @@ def prove(
     Raises:
         Refused: the proposal is not stationary.
     """
-    if not all(n in e.moments for n in updater.update.sites):
+    if isinstance(updater, LookupForm) or not all(n in e.moments for n in updater.update.sites):
         return
     for i, entry in enumerate(plan.blocks):
         if i not in lowered or not {s.name for s in entry.block.sites} >= set(updater.update.sites):

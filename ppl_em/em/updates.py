@@ -10,6 +10,7 @@ from ppl_em.em.conjugate import Conjugate
 from ppl_em.em.e_step import EStep
 from ppl_em.em.held import find_floors
 from ppl_em.em.least_squares import LeastSquares
+from ppl_em.em.lookup import LookupForm, lookup_of
 from ppl_em.em.predictor import Predictors
 from ppl_em.em.ridge import Ridge
 from ppl_em.em.tables import Tables
@@ -44,6 +45,9 @@ def make_updater(plan: Plan, update: Update, settings: EM) -> Updater | None:
     """
     if update.by == "family":
         tables = any(structured(s) for s in plan.sites() if s.name in update.sites)
+        lookup = None if tables else lookup_of(plan, update)
+        if lookup is not None:
+            return LookupForm(plan, update, lookup)
         return Tables(plan, update) if tables else ClosedForm(plan, update)
     if update.by == "conjugate":
         return Conjugate(plan, update, find_floors(plan))

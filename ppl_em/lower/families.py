@@ -231,7 +231,7 @@ class CategoricalLowering(Lowering):
 
     def natural(self, arguments: Arguments) -> tuple[Tensor, Tensor] | None:
         """Natural parameters (K, F) and constants (K,); None where digits would be lost."""
-        logits = _log_probs(arguments)
+        logits = log_probabilities(arguments)
         k = len(logits)
         return logits.expand(k, self.elements, self.categories).reshape(k, -1), logits.new_zeros(k)
 
@@ -247,7 +247,8 @@ def _logits(arguments: Arguments) -> Tensor:
     return probs_to_logits(arguments["probs"], is_binary=True)
 
 
-def _log_probs(arguments: Arguments) -> Tensor:
+def log_probabilities(arguments: Arguments) -> Tensor:
+    """Normalised log-probabilities (…, V) of a categorical family's argument, its zeros clamped as Pyro clamps them."""
     if "logits" in arguments:
         return torch.log_softmax(arguments["logits"], -1)
     probs = arguments["probs"]

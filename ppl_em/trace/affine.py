@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_em.ir import Factor
 from ppl_em.ir.design import Design
 from ppl_em.ir.transform import ELEMENTWISE, ROWWISE, Transform
-from ppl_em.trace.links import Probe, directional_derivatives
+from ppl_em.trace.links import Probe, Tangents
 
 #: Coefficients, and elements of all derivative columns together, up to which a design matrix is made.
 MAX_COEFFICIENTS, MAX_ELEMENTS = 400, 1e8
@@ -198,7 +198,7 @@ def _categories(
     columns = []
     for leaf in leaves:
         units = torch.eye(leaf.numel(), dtype=leaf.dtype).reshape(-1, *leaf.shape)
-        for (column,) in directional_derivatives([value], leaf, list(units)):
+        for (column,) in Tangents([value], leaf, list(units)):
             column = _sparsest(_linearised(column, value.detach(), transform))
             columns.append(column.movedim(-1, inner).reshape(rows * value.shape[-1], -1))
     return _by_cell(torch.stack(columns, -1))

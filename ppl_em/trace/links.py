@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,42 +35,78 @@ class Probe:
 
     value: Tensor
     leaves: Mapping[str, Tensor]
-    tangents: Mapping[str, tuple[Tensor, Tensor, Tensor]]
+    tangents: Mapping[str, Sequence[Tensor]]
     directions: Mapping[str, tuple[Tensor, Tensor, Tensor]]
 
 
-def directional_derivatives(
-    outputs: Sequence[Tensor], leaf: Tensor, directions: Sequence[Tensor]
-) -> list[list[Tensor]]:
-    """Jacobian-vector products of many outputs with respect to one leaf, by differentiating twice.
+class Tangents(Sequence[Sequence[Tensor]]):
+    """Jacobian-vector products of many outputs with respect to one leaf, each direction when it is asked for.
+
+    Differentiating twice gives them without forward mode, which not all operations have.
 
     Args:
         outputs: tensors computed from ``leaf``.
         leaf: tensor that requires gradients.
         directions: tangents, shape of ``leaf`` each.
-
-    Returns:
-        For each direction, one tensor per output.
     """
-    seeds = [torch.zeros_like(o, requires_grad=True) for o in outputs]
-    live = [i for i, o in enumerate(outputs) if o.requires_grad]
-    zeros = [torch.zeros_like(o) for o in outputs]
-    if not live:
-        return [zeros for _ in directions]
-    # Scalars are differentiated: ``grad_outputs`` make torch import a computer algebra system (half a second).
-    total = sum((outputs[i] * seeds[i]).sum() for i in live)
-    (pulled,) = torch.autograd.grad(total, [leaf], create_graph=True, allow_unused=True)  # type: ignore[arg-type]
-    if pulled is None or not pulled.requires_grad:
-        return [zeros for _ in directions]
-    results = []
-    for direction in directions:
-        along = (pulled * direction).sum()
-        parts = torch.autograd.grad(along, [seeds[i] for i in live], retain_graph=True, allow_unused=True)
-        row = list(zeros)
-        for i, part in zip(live, parts, strict=True):
-            row[i] = torch.zeros_like(outputs[i]) if part is None else part
-        results.append(row)
-    return results
+
+    def __init__(self, outputs: Sequence[Tensor], leaf: Tensor, directions: Sequence[Tensor]) -> None:
+        self.outputs, self.leaf, self.directions = outputs, leaf, directions
+        self.seeds = [torch.zeros_like(o, requires_grad=True) for o in outputs]
+        self.live = [i for i, o in enumerate(outputs) if o.requires_grad]
+        self.found: dict[int, list[Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+    @cached_property
+    def pulled(self) -> Tensor | None:
+        """The vector–Jacobian product as a function of the seeds; None where no output depends on the leaf."""
+        if not self.live:
+            return None
+        # Scalars are differentiated: ``grad_outputs`` make torch import a computer algebra system (half a second).
+        total = sum((self.outputs[i] * self.seeds[i]).sum() for i in self.live)
+        (pulled,) = torch.autograd.grad(total, [self.leaf], create_graph=True, allow_unused=True)  # type: ignore[arg-type]
+        return pulled if pulled is not None and pulled.requires_grad else None
+
+    def __getitem__(self, direction: Any) -> Any:
+        """One tensor per output, along one direction; for a slice, a list of such."""
+        if isinstance(direction, slice):
+            return [self[i] for i in range(*direction.indices(len(self)))]
+        if direction not in self.found:
+            with torch.enable_grad():
+                self.found[direction] = self._along(self.directions[direction])
+        return self.found[direction]
+
+    def _along(self, direction: Tensor) -> list[Tensor]:
+        row = [torch.zeros_like(o) for o in self.outputs]
+        if self.pulled is None:
+            return row
+        seeds = [self.seeds[i] for i in self.live]
+        parts = torch.autograd.grad((self.pulled * direction).sum(), seeds, retain_graph=True, allow_unused=True)
+        for i, part in zip(self.live, parts, strict=True):
+            row[i] = row[i] if part is None else part
+        return row
+
+
+class TangentsOf(Sequence[Tensor]):
+    """Directional derivatives of one of the outputs.
+
+    Args:
+        tangents: of all outputs.
+        output: its position.
+    """
+
+    def __init__(self, tangents: Tangents, output: int) -> None:
+        self.tangents, self.output = tangents, output
+
+    def __len__(self) -> int:
+        return len(self.tangents)
+
+    def __getitem__(self, direction: Any) -> Any:
+        """Along one direction; for a slice, a list."""
+        found = self.tangents[direction]
+        return [row[self.output] for row in found] if isinstance(direction, slice) else found[self.output]
 
 
 def find_links(
@@ -224,7 +262,7 @@ def _derivative_agrees(probe: Probe, links: Sequence[Link], normalised: bool) ->
         )
         predicted = predicted - total.log() if bool((predicted < 0).any()) else predicted / total
     for name in names:
-        mine = directional_derivatives([predicted], leaves[name], probe.directions[name][1:])
+        mine = Tangents([predicted], leaves[name], probe.directions[name][1:])
         for (own,), theirs in zip(mine, probe.tangents[name][1:], strict=True):
             if not bool(_close(own, theirs, 1e3).all()):
                 return False

@@ -16,7 +16,8 @@ from ppl_em.ir.design import Design
 from ppl_em.ir.transform import Transform
 from ppl_em.trace.affine import affine_link, make_design
 from ppl_em.trace.enumeration import Enumeration
-from ppl_em.trace.links import Probe, directional_derivatives, find_links, normalises
+from ppl_em.trace.like_rows import LikeRows, like_rows
+from ppl_em.trace.links import Probe, Tangents, TangentsOf, find_links, normalises
 from ppl_em.trace.record import Record
 from ppl_em.trace.thinning import Thinning
 
@@ -100,6 +101,9 @@ def find_all_links(
         tables = site.family is not None and is_structured(site.family)
         found = find_links(first, second, sources, normalised, tables)
         link = None if found or tables else affine_link(first, second, sources, normalised)
+        rows = runs[0].like.get(head)
+        if rows is not None:
+            found = tuple(rows.spread(k) for k in found)
         for key in group:
             links[key] = found
             if link is not None:
@@ -134,6 +138,8 @@ def _alike(
             kind += (values[0].requires_grad,)  # type: ignore[union-attr]
         else:
             kind += (key,)
+            dims = site.arguments[key[1]].value.dims
+            runs[0].like[key] = runs[1].like[key] = like_rows(values, dims, site.plates)  # type: ignore[arg-type]
         groups.setdefault(kind, []).append(key)
     heads = [group[0] for group in groups.values()]
     for run in runs:
@@ -171,6 +177,7 @@ class ProbeRun:
                 self.leaves[name] = values[name].clone().requires_grad_(True)
         self.values = {n: leaf.detach().clone() for n, leaf in self.leaves.items()}
         self.outputs: dict[Key, Tensor] = {}
+        self.like: dict[Key, LikeRows | None] = {}
         with torch.enable_grad():
             records = enumeration.run(self.leaves)
             for key in keys:
@@ -182,22 +189,27 @@ class ProbeRun:
         for name, leaf in self.leaves.items():
             r, s = (torch.randn(leaf.shape, generator=same, dtype=torch.float64).to(leaf) for _ in range(2))
             self.directions[name] = (torch.ones_like(leaf).detach(), r, s)
-        self.tangents: dict[str, list[list[Tensor]]] = {}
+        self.tangents: dict[str, Tangents] = {}
         self.place: dict[Key, int] = {}
 
     def differentiate(self, keys: Sequence[Key]) -> None:
         """Directional derivatives of some arguments with respect to every parameter."""
         self.place = {key: i for i, key in enumerate(keys)}
-        outputs = [self.outputs[key] for key in keys]
         with torch.enable_grad():
-            for name, leaf in self.leaves.items():
-                self.tangents[name] = directional_derivatives(outputs, leaf, self.directions[name])
+            outputs = [self._rows(key) for key in keys]
+        for name, leaf in self.leaves.items():
+            self.tangents[name] = Tangents(outputs, leaf, self.directions[name])
 
     def probe(self, key: Key) -> Probe:
         """One argument with its derivatives."""
         i = self.place[key]
-        mine = {n: (t[0][i], t[1][i], t[2][i]) for n, t in self.tangents.items()}
-        return Probe(self.outputs[key].detach(), self.values, mine, self.directions)
+        mine = {n: TangentsOf(t, i) for n, t in self.tangents.items()}
+        return Probe(self._rows(key).detach(), self.values, mine, self.directions)
+
+    def _rows(self, key: Key) -> Tensor:
+        """The argument, or one of its rows of each kind where many are alike."""
+        rows = self.like.get(key)
+        return self.outputs[key] if rows is None else rows.take(self.outputs[key])
 
 
 def _named(records: Mapping[str, Record], key: Key, enumeration: Enumeration) -> Factor | None:
