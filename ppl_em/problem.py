@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ppl_em.arguments import as_tensors, column_names
-from ppl_em.em.partition import Parts, divide
+from ppl_em.dividing import divide
+from ppl_em.em.partition import Parts
 from ppl_em.errors import DataError, ModelError, NotAvailableYet, PlanError, message
 from ppl_em.methods import EM, SVI, Auto
 from ppl_em.plan.plan import Plan

@@ -258,6 +258,6 @@ class Queries:
             >>> round(float(result.update(torch.tensor([0.0, 0.0, 0.0, 0.0])).params["p"]), 4)
             0.375
         """
-        from ppl_em.em.update import update_em
+        from ppl_em.updating import update_em
 
         return update_em(self._fit, args, kwargs)

@@ -114,6 +114,7 @@ def _header(result: FitResult) -> dict[str, Any]:
         "seed": result.seed,
         "num_parameters": result.num_parameters,
         "num_observations": result.num_observations,
+        "parted": result._parted,
         "restarts": [[r.kind, r.objective, r.status.name, r.num_steps, r.screened] for r in result.restarts],
         "plan_text": str(result.plan),
         "plan": result.plan.to_dict(),
@@ -148,30 +149,10 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
     from ppl_em.svi.result import ApproximateResult
     from ppl_em.trace.tracing import Source
 
-    path = Path(path)
-    try:
-        header = json.loads((path / JSON).read_text(encoding="utf-8"))
-        with safe_open(str(path / TENSORS), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            pair = (file.metadata() or {}).get("pair")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise FileError(
-            message("no readable result", value=path, why=str(error), hint="the directory given to save()")
-        ) from error
-    if header.get("format") != FORMAT:
-        raise FileError(
-            message(
-                "the result has another format",
-                value=header.get("format"),
-                why=f"this version reads {FORMAT}",
-            )
-        )
-    if pair != header["pair"]:
-        why = "a write was interrupted, or files were exchanged"
-        raise FileError(message(f"{JSON} and {TENSORS} do not belong together", value=path, why=why))
+    header, tensors = _read(Path(path))
     groups = {g: {n: tensors[f"{g}/{n}"] for n in names} for g, names in header["names"].items()}
     restarts = tuple(Restart(k, o, Status[s], n, c) for k, o, s, n, c in header["restarts"])
-    source = None
+    source, parted = None, bool(header.get("parted", False))
     if "args" in header:
         args = tuple(unpack(v, tensors) for v in header["args"])
         source = Source(model, args, {k: unpack(v, tensors) for k, v in header["kwargs"].items()}, header["seed"])
@@ -200,7 +181,37 @@ def load(path: str | Path, model: Any, guide: Any = None) -> FitResult:
         _columns=header["columns"],
         _model=model,
         _settings=header["settings"],
+        _parted=parted,
     )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a saved result.
+
+    Raises:
+        FileError: nothing readable is there.
+    """
+    try:
+        header = json.loads((path / JSON).read_text(encoding="utf-8"))
+        with safe_open(str(path / TENSORS), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            pair = (file.metadata() or {}).get("pair")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FileError(
+            message("no readable result", value=path, why=str(error), hint="the directory given to save()")
+        ) from error
+    if header.get("format") != FORMAT:
+        raise FileError(
+            message(
+                "the result has another format",
+                value=header.get("format"),
+                why=f"this version reads {FORMAT}",
+            )
+        )
+    if pair != header["pair"]:
+        why = "a write was interrupted, or files were exchanged"
+        raise FileError(message(f"{JSON} and {TENSORS} do not belong together", value=path, why=why))
+    return header, tensors
 
 
 def _kind(header: Mapping[str, Any]) -> type[FitResult]:

@@ -15,7 +15,7 @@ from typing import Any
 from ppl_em.em.degenerate import collapsed
 from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import State, Stopping, is_numerical
-from ppl_em.em.pooled import Again
+from ppl_em.em.pooled_family import Again
 from ppl_em.em.stepwise import evaluated
 from ppl_em.em.streaming import Demoted, Part, PooledEStep, StreamedMachine, sums_only
 from ppl_em.em.updates import Parameters, Refused

@@ -14,7 +14,7 @@ from typing import Any
 
 from ppl_em.em.degenerate import collapsed
 from ppl_em.em.loop import State, is_numerical
-from ppl_em.em.pooled import Again
+from ppl_em.em.pooled_family import Again
 from ppl_em.em.streaming import Demoted, Part, PooledEStep, StreamedMachine, sums_only
 from ppl_em.em.updates import Parameters, Refused
 from ppl_em.errors import PlanError, message
@@ -233,3 +233,23 @@ def settled(machine: Any, state: State) -> State:
         return state
     exact = evaluated(machine, state.step, state.parameters, state.status)
     return replace(exact, detail=state.detail, remaining=state.remaining)
+
+
+def from_totals(machine: StreamedMachine, parameters: Parameters) -> Averages | None:
+    """Averages per datum of statistics that were collected over all parts."""
+    groups = list(range(len(machine.groups)))
+    if any(g is None or not g.fixed_size for g in machine.groups):
+        return None
+    totals: dict[int, Any] = {}
+    parts, num_data = 0, 0.0
+    for part in machine.parts():
+        machine.add(totals, part, groups, parameters, parameters, part.machine.evaluate(parameters))
+        parts, num_data = parts + 1, num_data + part.size
+    if any(not g.fixed_size for g in machine.groups if g is not None):
+        return None
+    settings = machine.settings
+    named = {machine.updaters[i].update.parameters: t.scaled(1.0 / num_data) for i, t in totals.items()}
+    served = machine.named_groups()
+    named = {names: served[names].recentred(known) for names, known in named.items()}
+    plate, ingredients = machine.shards.plate, machine.ingredients()
+    return Averages(named, ingredients, parts, num_data, plate, settings.step_exponent, settings.step_offset)

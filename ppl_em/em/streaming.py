@@ -19,8 +19,9 @@ from ppl_em.em.e_step import EStep
 from ppl_em.em.loop import Machine
 from ppl_em.em.lowering import prove
 from ppl_em.em.partition import Parts
-from ppl_em.em.pooled import Again, Pooled, messages, pooled
+from ppl_em.em.pooled import Pooled, messages, pooled
 from ppl_em.em.pooled_climb import pool_objective
+from ppl_em.em.pooled_family import Again
 from ppl_em.em.ridge import Ridge
 from ppl_em.em.shards import Shard, outside, with_updates
 from ppl_em.em.tables import Tables

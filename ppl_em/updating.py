@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppl_em.em.degenerate import collapsed
-from ppl_em.em.parted import from_totals
 from ppl_em.em.partition import divided_plate
 from ppl_em.em.shards import Shard, inside, unscaled
-from ppl_em.em.stepwise import Averages, StepwiseMachine, evaluated
+from ppl_em.em.stepwise import Averages, StepwiseMachine, evaluated, from_totals
 from ppl_em.em.streaming import Demoted
 from ppl_em.errors import PlanError, PplEmError, message
 from ppl_em.methods import EM

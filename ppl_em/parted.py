@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ppl_em.dividing import LoaderParts
 from ppl_em.em.incremental import IncrementalMachine
 from ppl_em.em.loop import Machine
-from ppl_em.em.partition import LoaderParts
-from ppl_em.em.stepwise import Averages, StepwiseMachine
+from ppl_em.em.stepwise import Averages, StepwiseMachine, from_totals
 from ppl_em.em.streaming import StreamedMachine
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.saved import SavedPlan
@@ -56,23 +56,3 @@ def averages_of(machine: StreamedMachine, result: FitResult) -> Averages | None:
         return machine.averages
     parameters: Parameters = {**result.params, **result.point_estimates}
     return from_totals(machine, parameters)
-
-
-def from_totals(machine: StreamedMachine, parameters: Parameters) -> Averages | None:
-    """Averages per datum of statistics that were collected over all parts."""
-    groups = list(range(len(machine.groups)))
-    if any(g is None or not g.fixed_size for g in machine.groups):
-        return None
-    totals: dict[int, Any] = {}
-    parts, num_data = 0, 0.0
-    for part in machine.parts():
-        machine.add(totals, part, groups, parameters, parameters, part.machine.evaluate(parameters))
-        parts, num_data = parts + 1, num_data + part.size
-    if any(not g.fixed_size for g in machine.groups if g is not None):
-        return None
-    settings = machine.settings
-    named = {machine.updaters[i].update.parameters: t.scaled(1.0 / num_data) for i, t in totals.items()}
-    served = machine.named_groups()
-    named = {names: served[names].recentred(known) for names, known in named.items()}
-    plate, ingredients = machine.shards.plate, machine.ingredients()
-    return Averages(named, ingredients, parts, num_data, plate, settings.step_exponent, settings.step_offset)
