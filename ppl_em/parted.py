@@ -9,7 +9,7 @@ from ppl_em.dividing import LoaderParts
 from ppl_em.em.incremental import IncrementalMachine
 from ppl_em.em.loop import Machine
 from ppl_em.em.stepwise import Averages, StepwiseMachine, from_totals
-from ppl_em.em.streaming import StreamedMachine
+from ppl_em.em.streaming import Demoted, StreamedMachine
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.saved import SavedPlan
 
@@ -55,4 +55,7 @@ def averages_of(machine: StreamedMachine, result: FitResult) -> Averages | None:
     if isinstance(machine, StepwiseMachine):
         return machine.averages
     parameters: Parameters = {**result.params, **result.point_estimates}
-    return from_totals(machine, parameters)
+    try:
+        return from_totals(machine, parameters)
+    except Demoted:  # what held in every step does not at the end: further steps need the data anew
+        return None

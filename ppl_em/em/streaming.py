@@ -212,7 +212,8 @@ class StreamedMachine(Machine):
     def _step(self, index: int, updater: Updater, old: Parameters, new: Parameters, e: PooledEStep) -> Parameters:
         group = self.groups[index]
         if group is None:
-            assert isinstance(updater, Climb)
+            if not isinstance(updater, Climb):
+                raise Refused("its rule has no form that adds up over parts of the data")
             return pool_objective(updater, self._passes(index, old)).step(new, e)
         total = e.totals.get(index)
         if group.late:
