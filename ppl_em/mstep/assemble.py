@@ -190,11 +190,12 @@ class Assembly:
             weights: per site, expected weights and the dimensions over which they are summed already.
             parameters: current constrained values.
         """
-        blocks = [
-            Block(self._weights(k, *weights[k.site.name]), v, r)
-            for k, v, r in zip(self.layouts, self._values, self._rows, strict=True)
-        ]
-        return WeightedSample(self.arguments(parameters), tuple(blocks), self.num_rows, self.event_dim)
+        return WeightedSample(self.arguments(parameters), self.blocks(weights), self.num_rows, self.event_dim)
+
+    def blocks(self, weights: Mapping[str, tuple[Factor, frozenset[str]]]) -> tuple[Block, ...]:
+        """The data of every site with their expected weights, see :meth:`sample`."""
+        layouts = zip(self.layouts, self._values, self._rows, strict=True)
+        return tuple(Block(self._weights(k, *weights[k.site.name]), v, r) for k, v, r in layouts)
 
     def sample_of(self, given: Sequence[Statistics], parameters: Mapping[str, Tensor]) -> GivenSample:
         """The weighted sample whose sufficient statistics were computed elsewhere, one entry for each site."""

@@ -121,10 +121,13 @@ def matrix_precision(site: Site, beliefs: Beliefs, values: Values) -> Precision:
     name = next(n for n in ("precision_matrix", "covariance_matrix", "scale_tril") if n in site.arguments)
     argument = site.arguments[name]
     given = argument.evaluate(values).detach()
-    root = given if name == "scale_tril" else torch.linalg.cholesky(given)
-    half = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    mean, log = (given, 2 * half) if name == "precision_matrix" else (torch.cholesky_inverse(root), -2 * half)
-    size, multiple = given.shape[-1], torch.ones_like(half)
+    if any(k.parameter in beliefs and bool((k.index >= 0).all()) for k in argument.links):
+        mean, log = given, given[..., 0, 0]  # nothing of it is known: all is replaced below
+    else:
+        root = given if name == "scale_tril" else torch.linalg.cholesky(given)
+        half = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        mean, log = (given, 2 * half) if name == "precision_matrix" else (torch.cholesky_inverse(root), -2 * half)
+    size, multiple = given.shape[-1], torch.ones_like(log)
     for link, b, here, index in linked(argument, beliefs):
         assert b.precision is not None and b.log is not None
         here, matrix = here[..., 0, 0], index[..., 0, 0] // size**2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,8 +29,41 @@ from ppl_em.variational_em.statistics import Drawn, Observed, Rows
 from ppl_em.variational_em.sticks import break_counts
 
 
+@dataclass(frozen=True)
+class Places:
+    """Which element of a latent stands behind each row of a site, and how.
+
+    Args:
+        index: (R, *event) position of the element, −1 where there is none.
+        slope, offset: (R, *event) of the affine map; None where there is none.
+    """
+
+    index: Tensor
+    slope: Tensor
+    offset: Tensor | None
+
+    @classmethod
+    def of(cls, child: Child, rows: Rows) -> Places:
+        """The places of one link."""
+        link, value = child.link, child.site.arguments[child.argument].value
+        index = rows.spread(Factor(link.index, value.dims))
+        slope = rows.spread(Factor(slope_of(link, value.tensor.detach()), value.dims)).double()
+        if link.slope is None or link.offset is None:
+            return cls(index, slope, None)
+        offset = rows.spread(Factor(link.offset, value.dims)).double()
+        return cls(index, slope, torch.where(index >= 0, offset, 0.0))
+
+
 def message(
-    node: Node, child: Child, data: Observed | Drawn, weights: Weights, beliefs: Beliefs, values: Values, *, joint: bool
+    node: Node,
+    child: Child,
+    data: Observed | Drawn,
+    places: Places,
+    weights: Weights,
+    beliefs: Beliefs,
+    values: Values,
+    *,
+    joint: bool,
 ) -> Message:
     """What one site adds to the natural parameters of a latent's factor.
 
@@ -37,6 +71,7 @@ def message(
         node: the latent.
         child: the site and the argument that the latent feeds.
         data: its statistics.
+        places: where the rows of the site belong among the latent's elements.
         weights: expected posterior weights of the site.
         beliefs: expectations under the factors.
         values: parameters, posterior means of those that have a factor.
@@ -53,7 +88,7 @@ def message(
         spread = variance if spread is None else spread if variance is None else spread + variance
     sample = WeightedSample(
         {n: Argument(t) for n, t in arguments.items()},
-        data.blocks(weights, values, own),
+        data.blocks(weights, own),
         data.rows.count,
         site.value.event_dim,
     )
@@ -61,30 +96,29 @@ def message(
     if joint:  # with the location integrated out its own dimension counts no more
         counted = "df" if "df" in found else "concentration"
         found = {**found, counted: torch.zeros_like(found[counted])}
-    return _by_element(node, child, data.rows, found)
+    return _by_element(node, child, places, found)
 
 
 def _expected_arguments(
     site: Site, rows: Rows, node: Node, beliefs: Beliefs, values: Values
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Arguments by row at which a pair's message is the expected one; variance of a location by row."""
+    assert site.family is not None
+    kind = site.family.__name__
+    if kind in ("Normal", "LogNormal"):
+        m, p = location(site, beliefs, values), precision(site, beliefs, values)
+        tau = p.multiple if node.joint is not None else p.mean
+        return {"loc": rows.spread(m.mean).double(), "scale": rows.spread(tau).double().rsqrt()}, _spread(m, rows)
+    if kind == "MultivariateNormal":
+        return _vector_arguments(
+            node, rows, vector_location(site, beliefs, values), matrix_precision(site, beliefs, values)
+        )
     found = {
         n: rows.spread(Factor(a.evaluate(values).detach(), a.value.dims)).double() for n, a in site.arguments.items()
     }
     for name, value in site.options.items():
         if isinstance(value, (int, float)):
             found[name] = torch.full((rows.count,), float(value), dtype=torch.float64)
-    assert site.family is not None
-    kind = site.family.__name__
-    if kind in ("Normal", "LogNormal"):
-        m, p = location(site, beliefs, values), precision(site, beliefs, values)
-        tau = p.multiple if node.joint is not None else p.mean
-        found.update(loc=rows.spread(m.mean).double(), scale=rows.spread(tau).double().rsqrt())
-        return found, _spread(m, rows)
-    if kind == "MultivariateNormal":
-        return _vector_arguments(
-            node, rows, vector_location(site, beliefs, values), matrix_precision(site, beliefs, values)
-        )
     return found, None
 
 
@@ -99,36 +133,37 @@ def _spread(m: Location, rows: Rows) -> Tensor:
     return rows.spread(m.variance).double()
 
 
-def _by_element(node: Node, child: Child, rows: Rows, found: Message) -> Message:
+def _by_element(node: Node, child: Child, places: Places, found: Message) -> Message:
     """Rows added up where they share an element of the latent."""
-    argument = child.site.arguments[child.argument]
-    index = rows.spread(Factor(child.link.index, argument.value.dims))
+    index = places.index
     here = index >= 0
-    if child.pair.prior == "Dirichlet" and node.family == "Beta" and not child.link.transform.longer:
-        won = rows.spread(Factor(slope_of(child.link, argument.value.tensor), argument.value.dims)) > 0
-        kept = found["counts"]
-        sides = {"successes": torch.where(won, kept, 0.0).sum(-1), "failures": torch.where(won, 0.0, kept).sum(-1)}
-        return {n: t.new_zeros(node.entries).index_add_(0, index[:, 0], t) for n, t in sides.items()}
     if child.pair.prior == "Dirichlet":
-        table = _table(node, child, found["counts"], index)
-        if not child.link.transform.longer:
-            return {"counts": table.reshape(-1, node.shape[-1])}
-        won, lost = break_counts(table)
-        return {"successes": won.reshape(-1), "failures": lost.reshape(-1)}
-    slope = rows.spread(Factor(slope_of(child.link, argument.value.tensor), argument.value.dims)).double()
+        return _by_probability(node, child, places, found["counts"])
     if node.family == "Wishart":
-        found = {**found, "scatter": found["scatter"] * slope[:, :1, :1]}
+        found = {**found, "scatter": found["scatter"] * places.slope[:, :1, :1]}
         here, index = here[:, 0, 0], index[:, 0, 0] // node.shape[-1] ** 2
     elif node.family == "MultivariateNormal":
         here, index = here[:, 0], index[:, 0] // node.shape[-1]
-    elif child.pair.affine is not None and child.link.slope is not None and child.link.offset is not None:
-        offset = rows.spread(Factor(child.link.offset, argument.value.dims)).double()
-        found = child.pair.affine(found, slope, torch.where(here, offset, 0.0))
+    elif child.pair.affine is not None and places.offset is not None:
+        found = child.pair.affine(found, places.slope, places.offset)
     total = {}
     for name, part in found.items():
         zeros = part.new_zeros((node.entries, *part.shape[1:]))
         total[name] = zeros.index_add_(0, index[here], part[here])
     return total
+
+
+def _by_probability(node: Node, child: Child, places: Places, counts: Tensor) -> Message:
+    """Counts of categories as those of a Dirichlet, of two sides of a probability, or of the pieces of a stick."""
+    if node.family == "Beta" and not child.link.transform.longer:
+        won = places.slope > 0
+        sides = {"successes": torch.where(won, counts, 0.0).sum(-1), "failures": torch.where(won, 0.0, counts).sum(-1)}
+        return {n: t.new_zeros(node.entries).index_add_(0, places.index[:, 0], t) for n, t in sides.items()}
+    table = _table(node, child, counts, places.index)
+    if not child.link.transform.longer:
+        return {"counts": table.reshape(-1, node.shape[-1])}
+    won, lost = break_counts(table)
+    return {"successes": won.reshape(-1), "failures": lost.reshape(-1)}
 
 
 def _table(node: Node, child: Child, counts: Tensor, index: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ppl_em.plan.plan import Plan
 from ppl_em.variational_em.arguments import Beliefs, Values
 from ppl_em.variational_em.densities import expected_log_factor
 from ppl_em.variational_em.factors import HYPERPARAMETERS, RELATIVE, Belief, Hyper, belief
-from ppl_em.variational_em.messages import add, message, no_message
+from ppl_em.variational_em.messages import Places, add, message, no_message
 from ppl_em.variational_em.nodes import Node, find_nodes
 from ppl_em.variational_em.priors import gain, posterior, prior_hyperparameters
 from ppl_em.variational_em.statistics import Drawn, Observed
@@ -50,10 +50,14 @@ class Network:
         sizes = dict(plan.program.sizes())
         for entry in plan.blocks:
             sizes.update(entry.block.sizes)
-        self._kept: dict[str, tuple[Hyper, Belief]] = {}
         self.data: dict[str, Observed | Drawn] = {
             n: Drawn(s) if s.point in self.nodes else Observed(s, sizes) for n, s in self.sites.items()
         }
+        self.places = {
+            n: [Places.of(c, self.data[c.site.name].rows) for c in v.children] for n, v in self.nodes.items()
+        }
+        self._kept: dict[str, tuple[Hyper, Belief]] = {}
+        self._priors: dict[str, Hyper] = {}
 
     # q as one dictionary -------------------------------------------------------------------------------------
 
@@ -144,11 +148,19 @@ class Network:
         node, beliefs = self.nodes[name], self.beliefs(factors)
         values = {**values, **self.means(beliefs)}
         total = no_message(node)
-        for child in node.children:
+        for child, places in zip(node.children, self.places[name], strict=True):
             site = child.site
             above = None if site.point is None else self.nodes.get(site.point)
             joint = above is not None and above.joint is not None and above.joint.partner == name
             data = self.data[site.name]
-            sent = message(node, child, data, weights[site.name], beliefs, values, joint=joint)
+            sent = message(node, child, data, places, weights[site.name], beliefs, values, joint=joint)
             total = add(total, sent)
-        return posterior(node, prior_hyperparameters(node, beliefs, values), total)
+        return posterior(node, self._prior(node, beliefs, values), total)
+
+    def _prior(self, node: Node, beliefs: Beliefs, values: Values) -> Hyper:
+        """The prior's hyperparameters; worked out once where no argument is made of other latents."""
+        if any(a.links or a.sources for a in node.site.arguments.values()):
+            return prior_hyperparameters(node, beliefs, values)
+        if node.name not in self._priors:
+            self._priors[node.name] = prior_hyperparameters(node, beliefs, values)
+        return self._priors[node.name]

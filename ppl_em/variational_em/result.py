@@ -160,6 +160,9 @@ class VariationalResult(FitResult):
     def estimate_log_likelihood(self, num_samples: int = 1000) -> tuple[float, float]:
         """Importance-weighted estimate of the log evidence log p(x), the factors as proposal, and its standard error.
 
+        The factors keep to one labelling of exchangeable components: the estimate is that of the evidence of this labelling,
+        log K! below the whole where all K components are in use.
+
         Args:
             num_samples: draws of the global latents; the summed ones are summed for each.
         """

@@ -64,9 +64,9 @@ class Observed:
         layout = self.assembly.layouts[0]
         self.rows = Rows((*layout.rows, *layout.extra), layout.sizes)
 
-    def blocks(self, weights: Weights, values: Mapping[str, Tensor], _: Belief | None) -> tuple[Block, ...]:
+    def blocks(self, weights: Weights, _: Belief | None) -> tuple[Block, ...]:
         """The weighted data by row."""
-        return self.assembly.sample({self.site.name: (weights.factor, weights.summed)}, values).blocks
+        return self.assembly.blocks({self.site.name: (weights.factor, weights.summed)})
 
     def variance(self, _: Belief | None) -> Tensor | None:
         """Data have none."""
@@ -86,7 +86,7 @@ class Drawn:
         self.event = tuple(site.value.tensor.shape[len(site.value.dims) :])
         self.inverse = site.family is not None and site.family.__name__ == "InverseGamma"
 
-    def blocks(self, weights: Weights, values: Mapping[str, Tensor], belief: Belief | None) -> tuple[Block, ...]:
+    def blocks(self, weights: Weights, belief: Belief | None) -> tuple[Block, ...]:
         """Each row has one datum: the mean of the latent's factor."""
         assert belief is not None
         count = self.rows.count

@@ -77,18 +77,18 @@ def test_draws_have_the_marginals_moments(result: Any) -> None:
 def test_log_prob_is_a_bound_on_the_predictive_density(result: Any) -> None:
     x = clusters()[::7]
     bound = result.log_prob(x)
-    drawn = result.draws(1000, seed=2)
+    drawn = result.draws(300, seed=2)
     density = torch.stack(
         [
             dist.MixtureSameFamily(
                 dist.Categorical(drawn["weights"][i]),
                 dist.MultivariateNormal(drawn["loc"][i], precision_matrix=drawn["precision"][i]),
             ).log_prob(x)
-            for i in range(1000)
+            for i in range(300)
         ]
     )
-    predictive = density.logsumexp(0) - torch.log(torch.tensor(1000.0))
-    assert bool((bound < predictive + 0.02).all())
+    predictive = density.logsumexp(0) - torch.log(torch.tensor(300.0))
+    assert bool((bound < predictive + 0.05).all())
     assert bool((bound > predictive - 1.5).all())
     assert result.log_prob().shape == (60,)
 
@@ -141,14 +141,10 @@ def test_what_has_no_meaning_is_refused(result: Any) -> None:
         "bic": lambda: result.bic,
         "information": lambda: result.information,
         "profile": lambda: result.profile("weights", (0,)),
-        "loo": lambda: result.loo,
         "bootstrap": lambda: result.bootstrap(),
         "relabel": lambda: result.relabel("z"),
         "update": lambda: result.update(clusters()),
         "impute": lambda: result.impute(),
-        "diagnose": lambda: result.diagnose(),
-        "to_arviz": lambda: result.to_arviz(),
-        "report": lambda: result.report("report.html"),
         "terms": lambda: result.terms(params={}),
     }
     for name, ask in questions.items():
