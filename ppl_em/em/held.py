@@ -160,8 +160,11 @@ def _slopes(
         name = type(prior).__name__
         powers = prior.concentration - 1 if name == "Dirichlet" else torch.zeros(tuple(shape), dtype=torch.float64)
         return powers, torch.zeros_like(powers)
-    near, nearer = (1e-120, 1e-150) if low == 0 else (1e-6, 1e-9)
+    near, nearer = (1e-8, 1e-11) if low == 0 else (1e-6, 1e-9)
     down = _slope(prior, (low + near, low + nearer), (near, nearer))
+    if low == 0:  # further down a log-normal density falls after all; others are flat there, being clamped
+        final = _slope(prior, (1e-120, 1e-150), (1e-120, 1e-150))
+        down = torch.where(final == 0, down, final)
     up = torch.zeros_like(down) if high == torch.inf else _slope(prior, (high - 1e-9, high - 1e-12), (1e-9, 1e-12))
     return down, up
 
