@@ -1,4 +1,4 @@
-"""A fit by variational inference as ArviZ's groups: draws of global latents, the approximation of each, its ranks."""
+"""Fits by variational inference and variational Bayes as ArviZ's groups: draws, moments, bounds, ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from ppl_em.arviz_datasets import SAMPLE_DIMS
 from ppl_em.arviz_stacking import Variables, labelled, stacked
@@ -15,8 +16,9 @@ from ppl_em.errors import PplEmError
 if TYPE_CHECKING:
     from ppl_em.ir import Program
     from ppl_em.svi.result import ApproximateResult
+    from ppl_em.variational_em.result import VariationalResult
 
-__all__ = ["approximate_groups", "draw_attributes"]
+__all__ = ["approximate_groups", "draw_attributes", "factor_groups"]
 
 NUM_DRAWS = 400
 """Draws of the approximate posterior."""
@@ -63,8 +65,7 @@ def _moments(result: ApproximateResult, program: Program, groups: dict[str, Vari
         latent, value = program.latents[name], draws[name]
         plates = _dimensions(latent.plates, value.shape[1:], program)
         if latent.kind == "continuous":
-            dims, mean = labelled(value.mean(0), plates, name)
-            moments[name] = (("moment", *dims), np.stack([mean, value.std(0).detach().cpu().numpy()]))
+            moments[name] = _moments_of(value, name, program)
         if not latent.plates or program.data_plate not in latent.plates:
             groups["posterior"][name] = labelled(value[None], (*SAMPLE_DIMS, *plates), name)
     groups["variational"] |= stacked(moments)
@@ -88,6 +89,32 @@ def _by_datum(result: ApproximateResult, program: Program) -> Variables:
         each = plate if plate is not None and bound.shape == k_hat.shape else "weights"
         found["k_hat"] = ((each,), k_hat)
     return found
+
+
+def factor_groups(result: VariationalResult, program: Program) -> Variables:
+    """The group ``variational`` of a fit by variational Bayes: moments of the factors, the bound on each datum.
+
+    Args:
+        result: a fit by variational Bayes, its data at hand.
+        program: the traced program.
+    """
+    found: Variables = {}
+    for name, value in result.posterior().sample_globals(NUM_DRAWS, result.seed).items():
+        found[name] = _moments_of(value, name, program)
+    bound = result.log_prob().detach().cpu().numpy()
+    found["bound"] = ((program.data_plate,) if program.data_plate is not None and bound.ndim else (), bound)
+    return found
+
+
+def _moments_of(value: Tensor, name: str, program: Program) -> tuple[tuple[str, ...], np.ndarray]:
+    """Mean and standard deviation of draws (n, *shape), (moment, *shape)."""
+    plates = _dimensions(_plates(name, program), value.shape[1:], program)
+    dims, mean = labelled(value.mean(0), plates, name)
+    return ("moment", *dims), np.stack([mean, value.std(0).detach().cpu().numpy()])
+
+
+def _plates(name: str, program: Program) -> tuple[str, ...]:
+    return program.latents[name].plates if name in program.latents else ()
 
 
 def _ranks(result: ApproximateResult) -> Variables:

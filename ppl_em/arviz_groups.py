@@ -14,17 +14,19 @@ import xarray as xr
 from torch import Tensor
 
 from ppl_em import arviz_bridge
-from ppl_em.arviz_approximate import MOMENTS, approximate_groups, draw_attributes
+from ppl_em.arviz_approximate import MOMENTS, approximate_groups, draw_attributes, factor_groups
 from ppl_em.arviz_prior import prior_groups
 from ppl_em.arviz_stacking import Variables, labelled, stacked
 from ppl_em.errors import PplEmError
 from ppl_em.ir import Program
 from ppl_em.per_datum import separate
 from ppl_em.plan.plan import Plan
+from ppl_em.trace.missing import shown
 
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
     from ppl_em.svi.result import ApproximateResult
+    from ppl_em.variational_em.result import VariationalResult
 
 __all__ = ["to_arviz"]
 
@@ -44,7 +46,8 @@ def to_arviz(result: FitResult) -> Any:
     ``observed_data``, ``constant_data`` (other arguments of the model), ``point_estimate``,
     ``point_log_likelihood`` (per datum, at the estimate), ``posterior_latent`` (probabilities of the states of
     discrete latents), ``em_trace`` and ``em_restarts``. Where global latents have priors there are also ``prior`` and
-    ``prior_predictive``. A fit by variational inference has ``svi_trace``, ``variational`` and ``sbc`` in place of those
+    ``prior_predictive``. After variational Bayes ``posterior`` holds draws from the factors and ``variational`` their
+    moments. A fit by variational inference has ``svi_trace``, ``variational`` and ``sbc`` in place of those
     of an exact one, and its ``posterior`` holds draws of the approximate posterior of global latents.
 
     A point estimate is not repeated as draws: where there are no draws of the parameters, there are no groups
@@ -75,6 +78,9 @@ def to_arviz(result: FitResult) -> Any:
         groups["posterior_latent"] = stacked(_latents(result, program))
         if approximate:
             groups |= approximate_groups(cast("ApproximateResult", result), program)
+        elif result.objective_name == "elbo":
+            groups["variational"] = factor_groups(cast("VariationalResult", result), program)
+            groups |= _draws(result, groups["observed_data"])
         else:
             groups["point_log_likelihood"] = _point_log_likelihood(result, groups["observed_data"])
             groups |= _draws(result, groups["observed_data"])
@@ -147,7 +153,7 @@ def _observed(program: Program) -> Variables:
             dims = tuple(dim for dim in site.plates if dim in program.plates)
             extra = tuple(dim for dim in site.value.dims if dim not in dims)
             sizes = {dim: program.plates[dim].size for dim in dims}
-            tensor = site.value.expand(sizes).align((*dims, *extra))
+            tensor = shown(site.value, site.missing).expand(sizes).align((*dims, *extra))
             found[site.name] = labelled(tensor, (*dims, *extra), site.name)
     return found
 
@@ -191,8 +197,9 @@ def _draws(result: FitResult, observed: Variables) -> dict[str, Variables]:
 
 def _draw_attrs(result: FitResult) -> dict[str, Any]:
     draws = result._draws
+    proposal = "draws of the factors" if result.objective_name == "elbo" else "Laplace draws in free coordinates"
     return {
-        "method": "Laplace draws in free coordinates" + (", importance-resampled" if draws.corrected else ""),
+        "method": proposal + (", importance-resampled" if draws.corrected else ""),
         "k_hat": draws.k_hat,
         "k_hat_threshold": draws.threshold,
         "reliable": draws.reliable,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +47,8 @@ def prior_groups(result: FitResult, program: Program) -> dict[str, Variables]:
     count = min(NUM_DRAWS, MOST_STATEMENTS // max(1, len(program.sites)), MOST_ELEMENTS // max(1, elements))
     drawn: dict[str, list[Tensor]] = {}
     dims: dict[str, tuple[str, ...]] = {}
-    with isolated(result.seed), torch.no_grad():
+    with isolated(result.seed), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Singular sample")  # torch's Wishart draws again
         for _ in range(max(FEWEST, count)):
             records = run_program(
                 source.model, source.args, source.kwargs, assign=_draw, parameters=result.params, unobserve=True

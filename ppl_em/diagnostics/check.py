@@ -181,4 +181,7 @@ def run_checks(result: FitResult, checks: Sequence[Callable[[FitResult], Check |
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("." if text and not text.endswith(".") else "")
+    """A text as a sentence; one that begins with code keeps its first letter."""
+    first = text.split(" ")[0]
+    head = text[:1].upper() if first.isalpha() else text[:1]
+    return head + text[1:] + ("." if text and not text.endswith(".") else "")

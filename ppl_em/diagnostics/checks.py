@@ -255,7 +255,8 @@ def leave_one_out(result: FitResult) -> Check | None:
         "How well does it predict a datum that it has not seen?",
         _outcome(high == 0),
         f"elpd {found.elpd:.1f} ± {found.se:.1f} nats, {found.p:.1f} effective parameters; "
-        f"k-hat above {limit:.2f} for {high} of {found.pareto_k.size} data",
+        f"k-hat above {limit:.2f} for {high} of {found.pareto_k.size} data"
+        + (f", which stand for {found.num_copies}" if found.num_copies is not None else ""),
         "k-hat below its limit for each datum",
         "refit without these data, or look at them: they are influential",
         about="uncertainty",

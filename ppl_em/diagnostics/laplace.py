@@ -11,57 +11,12 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 
+from ppl_em.diagnostics.draws import OVERSAMPLING, Draws, systematic
 from ppl_em.diagnostics.evaluate import objectives
 from ppl_em.diagnostics.information import Information
 from ppl_em.diagnostics.psis import psis, threshold
-
-#: Proposals for each draw that is kept: weights are then evened out without many repetitions.
-OVERSAMPLING = 2
-
-
-@dataclass(frozen=True, eq=False)
-class Draws(Mapping[str, Tensor]):
-    """Draws of the parameters by name, constrained, (n, *shape of the parameter).
-
-    Args:
-        coordinates: (n, P) the draws in free coordinates.
-        named: the draws by parameter.
-        objective: (n,) at each draw, nats.
-        k_hat: tail shape of the importance weights; at or above ``threshold`` the draws cannot be trusted.
-        threshold: for the number of proposals that were made.
-        corrected: resampled with the smoothed weights; False if k-hat forbids it (they are plain Laplace draws).
-        effective: effective number of the proposals, of ``num_proposals``.
-        num_proposals: how many there were.
-    """
-
-    coordinates: Tensor
-    named: dict[str, Tensor]
-    objective: Tensor
-    k_hat: float
-    threshold: float
-    corrected: bool
-    effective: float
-    num_proposals: int
-
-    @property
-    def reliable(self) -> bool:
-        """Whether k-hat is below its threshold."""
-        return self.k_hat < self.threshold
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.named[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.named)
-
-    def __len__(self) -> int:
-        return len(self.named)
 
 
 def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> Draws:
@@ -91,7 +46,7 @@ def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> D
     weights, k_hat = psis(target + 0.5 * normal.square().sum(-1))
     limit = threshold(proposals)
     corrected = bool(k_hat < limit)
-    chosen = _systematic(weights.exp(), num, generator) if corrected else torch.arange(num)
+    chosen = systematic(weights.exp(), num, generator) if corrected else torch.arange(num)
     named = [coordinates.values(u) for u in points[chosen]]
     return Draws(
         points[chosen],
@@ -103,11 +58,3 @@ def laplace_draws(information: Information, num: int = 1000, seed: int = 0) -> D
         float(1 / weights.exp().square().sum()),
         proposals,
     )
-
-
-def _systematic(weights: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Indices of num draws with expected multiplicities num·w, in random order."""
-    start = torch.rand((), generator=generator, dtype=torch.float64)
-    positions = (torch.arange(num, dtype=torch.float64) + start) / num
-    chosen = torch.searchsorted(weights.cumsum(0) / weights.sum(), positions).clamp_max(len(weights) - 1)
-    return chosen[torch.randperm(num, generator=generator)]

@@ -7,13 +7,16 @@ Reference:
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ppl_em import arviz_bridge
+from ppl_em.diagnostics.draws import Draws
 from ppl_em.diagnostics.evaluate import log_likelihoods
 from ppl_em.diagnostics.information import Information
-from ppl_em.diagnostics.laplace import Draws
 from ppl_em.diagnostics.psis import psis
 from ppl_em.errors import PplEmError, message
 from ppl_em.per_datum import separate
@@ -45,12 +48,13 @@ def log_likelihood_draws(information: Information, draws: Draws) -> Tensor:
     return log_likelihoods(plan, information.coordinates, draws.coordinates)
 
 
-def loo(draws: Draws, log_likelihood: Tensor) -> arviz_bridge.Loo:
+def loo(draws: Draws, log_likelihood: Tensor, counts: Tensor | None = None) -> arviz_bridge.Loo:
     """Leave-one-out by ArviZ from importance-corrected draws.
 
     Args:
         draws: of the parameters.
         log_likelihood: (S, n) at the draws.
+        counts: (n,) how many data each stands for: one copy is left out, and the sums are over all copies.
 
     Raises:
         PplEmError: the draws cannot be trusted.
@@ -69,7 +73,22 @@ def loo(draws: Draws, log_likelihood: Tensor) -> arviz_bridge.Loo:
     native = arviz_bridge.to_native(
         {"posterior": arviz_bridge.dataset(posterior), "log_likelihood": arviz_bridge.dataset(scored)}
     )
-    return arviz_bridge.loo(native, "datum_log_likelihood")
+    found = arviz_bridge.loo(native, "datum_log_likelihood")
+    return found if counts is None else _of_copies(found, log_likelihood, counts)
+
+
+def _of_copies(found: arviz_bridge.Loo, log_likelihood: Tensor, counts: Tensor) -> arviz_bridge.Loo:
+    """Sums over all copies of the data in place of sums over distinct ones."""
+    single = torch.as_tensor(found.elpd_i, dtype=torch.float64).reshape(-1)
+    terms = single.repeat_interleave(counts)
+    in_sample = log_likelihood.logsumexp(0) - math.log(len(log_likelihood))
+    return replace(
+        found,
+        elpd=float(terms.sum()),
+        se=float((len(terms) * terms.var(correction=0)).sqrt()),
+        p=float((counts * (in_sample.reshape(-1) - single)).sum()),
+        num_copies=len(terms),
+    )
 
 
 def loo_pit(observed: Tensor, predicted: Tensor, log_likelihood: Tensor, seed: int = 0) -> Tensor:

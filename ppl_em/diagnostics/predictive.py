@@ -10,26 +10,29 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from ppl_em.diagnostics.arrangement import MOST_COLUMNS, Arrangement, sequences_of_symbols
+from ppl_em.diagnostics.copies import copies
 from ppl_em.diagnostics.loo import loo_pit
-from ppl_em.distributions.structured import is_structured
+from ppl_em.errors import PplEmError, message
 from ppl_em.trace.footprint import isolated
+from ppl_em.trace.missing import whole_numbers
 from ppl_em.trace.run import Record, run_program
 
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
 
+#: Predictive draws where the parameters are not drawn.
+SAMPLES = 400
 #: Draws in which latents are given (reconstructions): enough for a picture.
 RECONSTRUCTIONS = 50
 #: Sample statements run for predictive draws, and elements kept of them, at most.
 LARGEST_RUN, LARGEST_KEPT = 2e4, 2e7
-#: Columns of vector-valued observations that are looked at one by one; of wider ones, their mean and spread.
-MOST_COLUMNS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,8 @@ class SiteCheck:
     Args:
         name: the site's.
         columns: labels of the columns.
-        observed: (N, C) what was observed, masked rows left out.
+        observed: (N, C) what was observed, masked rows left out; NaN where it is missing. A datum whose weight is a
+            count stands here as often as it says.
         marginal: (S, N, C) draws with latents drawn anew.
         reconstruction: (R, N, C) draws with latents from their posterior; R is 0 where there are none.
         discrete: whole numbers.
@@ -53,6 +57,17 @@ class SiteCheck:
     reconstruction: Tensor
     discrete: bool
     ordered: bool
+
+    def column(self, index: int, draws: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What was observed of one column (n,), and draws of the same elements (S, n).
+
+        Args:
+            index: which column.
+            draws: :attr:`marginal` by default, or :attr:`reconstruction`.
+        """
+        there = ~self.observed[:, index].isnan()
+        drawn = self.marginal if draws is None else draws
+        return self.observed[there, index], drawn[:, there, index]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,26 +113,35 @@ def predictive_draws(result: FitResult) -> dict[str, Tensor]:
     Returns:
         By site, (S, ...); S is the number of parameter draws, or fewer where that would be too costly.
     """
-    from ppl_em.errors import PplEmError
-
     program = result._plan_for(()).program
     elements = sum(s.value.tensor.numel() for s in program.sites.values() if s.role == "observed")
     affordable = int(min(LARGEST_RUN / max(1, len(program.sites)), LARGEST_KEPT / max(1, elements)))
     try:
-        draws = result._draws if result._draws.reliable else None
+        # Copies of a datum are drawn from neighbouring samples: these must have the same parameters.
+        counts = copies(result._plan_for(()))
+        draws = result._draws if counts is None and result._draws.reliable else None
     except PplEmError:
-        draws = None
-    count = max(20, min(affordable, len(draws.coordinates) if draws is not None else 400))
+        counts, draws = None, None
+    wanted = len(draws.coordinates) if draws is not None else SAMPLES
+    if counts is not None:
+        share = float(counts.double().mean())
+        wanted, affordable = math.ceil(wanted * share), min(affordable, int(LARGEST_KEPT / (elements * share)))
+    count = max(20, min(affordable, wanted))
     return result.predict(
         num_samples=count, latents="prior", params="point" if draws is None else "draws", seed=result.seed
     )
 
 
 def predictive_check(result: FitResult) -> PredictiveCheck:
-    """Predictive draws of all observed sites, arranged for comparison with the data."""
+    """Predictive draws of all observed sites, arranged for comparison with the data.
+
+    Raises:
+        PplEmError: data have weights that are not counts.
+    """
     source = result._source_for(())
     marginal = result._predictive_draws
     plan = result._plan_for(())
+    counts = copies(plan)
     latent = plan.blocks or plan.approximated
     given = result.predict(num_samples=RECONSTRUCTIONS, seed=result.seed) if latent else {}
     with isolated(source.seed), torch.no_grad():
@@ -125,23 +149,23 @@ def predictive_check(result: FitResult) -> PredictiveCheck:
     observed = {n: r for n, r in records.items() if r.role == "observed" and n in marginal}
     sites = []
     for name, members in _families(observed).items():
-        parts = [_rows(observed[m], observed[m].value[None]) for m in members]
-        keep = torch.cat([_kept(observed[m]) for m in members])
+        arrangement = Arrangement(observed, members, counts, plan.program.data_plate)
         first = observed[members[0]]
-        seen = torch.cat(parts, 1)[0][keep]
-        drawn = torch.cat([_rows(observed[m], marginal[m]) for m in members], 1)[:, keep]
-        again = torch.cat([_rows(observed[m], given[m]) for m in members], 1)[:, keep] if given else drawn[:0]
+        seen = arrangement.of({m: observed[m].value[None] for m in members})[0]
+        seen = torch.where(arrangement.hidden, torch.nan, seen)
+        drawn = arrangement.of(marginal)
+        again = arrangement.of(given) if given else drawn[:0]
         count = seen.shape[1]
         columns = next((tuple(c) for c in result._columns if len(c) == count), tuple(str(i) for i in range(count)))
-        sequences = _sequences(first)
+        sequences = sequences_of_symbols(first)
         wide = first.fn.event_shape.numel() > MOST_COLUMNS and not sequences
         if sequences:
             columns = ("length", "different symbols")
         elif wide:
             columns = tuple(f"{what} of {first.fn.event_shape.numel()}" for what in ("mean", "spread"))
-        discrete = sequences or (bool(getattr(first.fn.support, "is_discrete", False)) and not wide)
+        discrete = sequences or (whole_numbers(first.fn) and not wide)
         sites.append(SiteCheck(name, columns if count > 1 else ("",), seen, drawn, again, discrete, len(members) > 1))
-    reliable = "_draws" in result.__dict__ and result._draws.reliable
+    reliable = counts is None and "_draws" in result.__dict__ and result._draws.reliable
     return PredictiveCheck(tuple(sites), reliable)
 
 
@@ -163,38 +187,6 @@ def _families(records: Mapping[str, Record]) -> dict[str, list[str]]:
     return result
 
 
-def _rows(record: Any, values: Tensor) -> Tensor:
-    """Values (S, *batch, *event) as (S, rows, columns)."""
-    if _sequences(record):
-        return _of_sequences(record.fn, values)
-    event = record.fn.event_shape.numel() if len(record.fn.event_shape) > 0 else 1
-    rows = values.detach().double().reshape(len(values), -1, event)
-    return rows if event <= MOST_COLUMNS else torch.stack([rows.mean(-1), rows.std(-1)], -1)
-
-
-def _sequences(record: Any) -> bool:
-    """Whether the values are padded sequences of symbols, with a hidden structure behind them."""
-    return is_structured(record.fn) and not record.value.is_floating_point() and len(record.fn.event_shape) == 1
-
-
-def _of_sequences(fn: Any, values: Tensor) -> Tensor:
-    """Length and number of different symbols of each sequence (S, *batch, L), as (S, rows, 2)."""
-    lengths = fn.lengths_of(values)
-    inside = torch.arange(values.shape[-1], device=values.device) < lengths.unsqueeze(-1)
-    ordered = values.where(inside, -1).sort(-1).values
-    new = torch.cat([ordered[..., :1] >= 0, (ordered.diff(dim=-1) > 0) & (ordered[..., 1:] >= 0)], -1)
-    features = torch.stack([lengths.expand(values.shape[:-1]), new.sum(-1)], -1)
-    return features.double().reshape(len(values), -1, 2)
-
-
-def _kept(record: Any) -> Tensor:
-    """Rows that the mask lets count."""
-    batch = record.value.shape[: record.value.dim() - len(record.fn.event_shape)]
-    if not isinstance(record.mask, Tensor):
-        return torch.full((batch.numel(),), record.mask is not False)
-    return record.mask.expand(batch).reshape(-1)
-
-
 def _names(site: SiteCheck) -> list[str]:
     return ["mean", "standard deviation", "smallest", "largest"] + (["lag-1 correlation"] if site.ordered else [])
 
@@ -206,16 +198,21 @@ def _statistics(site: SiteCheck, draws: Tensor, column: int) -> list[tuple[str, 
         lambda x: x.std(-1),
         lambda x: x.amin(-1),
         lambda x: x.amax(-1),
-        _lag,
     ]
-    seen, drawn = site.observed[:, column], draws[..., column]
-    return [(n, float(f(seen)), f(drawn)) for n, f in zip(_names(site), functions, strict=False)]
+    seen, drawn = site.column(column, draws)
+    found = [(n, float(f(seen)), f(drawn)) for n, f in zip(_names(site), functions, strict=False)]
+    if site.ordered:
+        series = site.observed[:, column]
+        found.append(
+            (_names(site)[-1], float(_lag(series)), _lag(draws[..., column].where(~series.isnan(), torch.nan)))
+        )
+    return found
 
 
 def _lag(x: Tensor) -> Tensor:
-    """Correlation of neighbours along the last dimension."""
-    centred = x - x.mean(-1, keepdim=True)
-    return (centred[..., 1:] * centred[..., :-1]).sum(-1) / centred.square().sum(-1).clamp_min(1e-300)
+    """Correlation of neighbours along the last dimension, pairs of which one is missing left out."""
+    centred = x - x.nanmean(-1, keepdim=True)
+    return (centred[..., 1:] * centred[..., :-1]).nansum(-1) / centred.square().nansum(-1).clamp_min(1e-300)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,11 +246,18 @@ def loo_pits(result: FitResult) -> dict[str, Pit]:
     """
     scored = result._draw_log_likelihoods
     result.loo  # noqa: B018 - raises where the draws cannot be trusted
+    if copies(result._plan_for(())) is not None:
+        why = "predictive draws of copies of a datum have the same parameters"
+        raise PplEmError(
+            message("LOO-PIT is not available for data with counts as weights", why=why, hint="result.loo")
+        )
     found = {}
     for site in result.predictive_check.sites:
         count = min(len(site.marginal), len(scored))
         if site.observed.shape[0] != scored.shape[1] or not result.predictive_check.with_uncertainty:
             continue
         values = loo_pit(site.observed, site.marginal[:count], scored[:count], seed=result.seed)
-        found.update({" ".join(filter(None, (site.name, c))): Pit(values[:, i]) for i, c in enumerate(site.columns)})
+        there = ~site.observed.isnan()
+        names = [" ".join(filter(None, (site.name, c))) for c in site.columns]
+        found.update({name: Pit(values[there[:, i], i]) for i, name in enumerate(names)})
     return found

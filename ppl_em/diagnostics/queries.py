@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from ppl_em.arviz_bridge import Loo
     from ppl_em.diagnostics.bootstrap import Bootstrap
     from ppl_em.diagnostics.check import Diagnosis
+    from ppl_em.diagnostics.draws import Draws
     from ppl_em.diagnostics.information import Information
-    from ppl_em.diagnostics.laplace import Draws
     from ppl_em.diagnostics.particles import Particles
     from ppl_em.diagnostics.predictive import Pit, PredictiveCheck
     from ppl_em.diagnostics.profile import Profile
@@ -154,11 +154,13 @@ class Uncertainty:
         """Leave-one-out predictive accuracy on the exact marginal log-likelihood, by ArviZ.
 
         Raises:
-            PplEmError: the data are not independent, or the draws cannot be trusted.
+            PplEmError: the data are not independent, their weights are not counts, or the draws cannot be trusted.
         """
+        from ppl_em.diagnostics.copies import copies
         from ppl_em.diagnostics.loo import loo
 
-        return loo(self._draws, self._draw_log_likelihoods)
+        counts = copies(self._fit._plan_for(()))
+        return loo(self._draws, self._draw_log_likelihoods, counts)
 
     @cached_property
     def loo_pit(self) -> dict[str, Pit]:

@@ -199,7 +199,7 @@ def test_an_exact_fit_has_none_of_these(faithful) -> None:
         faithful.particles  # noqa: B018
     assert faithful.gap is None
     assert not {"approximation", "use of latents", "bound"} & {c.name for c in faithful.diagnose().checks}
-    assert len(CHECKS) == 20
+    assert len(CHECKS) == 25
 
 
 def test_a_bound_that_still_rises_is_told_to_go_on(x: torch.Tensor) -> None:
