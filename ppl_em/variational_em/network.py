@@ -25,8 +25,9 @@ from ppl_em.variational_em.arguments import Beliefs, Values
 from ppl_em.variational_em.densities import expected_log_factor
 from ppl_em.variational_em.factors import HYPERPARAMETERS, RELATIVE, Belief, Hyper, belief
 from ppl_em.variational_em.messages import Places, add, message, no_message
-from ppl_em.variational_em.nodes import Node, find_nodes
+from ppl_em.variational_em.nodes import Node
 from ppl_em.variational_em.priors import gain, posterior, prior_hyperparameters
+from ppl_em.variational_em.recognition import find_nodes
 from ppl_em.variational_em.statistics import Drawn, Observed
 
 Factors = Mapping[str, Hyper]

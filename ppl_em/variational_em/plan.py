@@ -9,7 +9,8 @@ from ppl_em.methods import EM
 from ppl_em.plan.plan import Plan
 from ppl_em.plan.rules import RuleLookup, Update, choose_rules
 from ppl_em.plan.structured import structured
-from ppl_em.variational_em.nodes import HINT, Node, find_nodes
+from ppl_em.variational_em.nodes import HINT, Node
+from ppl_em.variational_em.recognition import find_nodes
 
 #: The rule of a latent's factor, as the plan prints it.
 CONJUGATE_UPDATE = "conjugate update"
