@@ -78,7 +78,8 @@ class Queries:
         from ppl_em.plan.plan import make_plan
         from ppl_em.planner import rule_lookup
 
-        return make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
+        plan = make_plan(program, self._engines or ENGINES, rule_lookup, max_bytes=math.inf)
+        return replace(plan, map_space=self.plan.map_space)
 
     def _source_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Source:
         if not args and not kwargs:

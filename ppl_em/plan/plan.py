@@ -181,6 +181,7 @@ class Plan:
             ],
             **({"parts": self.parts} if self.parts else {}),
             "points": list(self.points),
+            **({} if self.map_space == "constrained" else {"map_space": self.map_space}),
             "approximated": dict(self.approximated),
             "reasons": dict(self.reasons),
             "updates": [

@@ -32,6 +32,11 @@ class SavedPlan:
         """Whether exactness was claimed."""
         return bool(self.content["exact"])
 
+    @property
+    def map_space(self) -> str:
+        """The space of the priors' densities at point estimates."""
+        return str(self.content.get("map_space", "constrained"))
+
     def rule_of(self, name: str) -> str:
         """M-step rule of a parameter."""
         for update in self.content["updates"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -346,6 +347,15 @@ def test_a_mixture_in_both_spaces_against_direct_maximisation(space: Any) -> Non
 def test_every_plain_step_ascends() -> None:
     result = ppl_em.fit(mixture, X, method=ppl_em.EM(accelerate=False), init="params")
     assert result.num_steps > 5 and ascends(result)
+
+
+def test_a_loaded_result_knows_its_space(tmp_path: Path) -> None:
+    result = ppl_em.fit(mixture, X, method=ppl_em.EM(map_space="unconstrained"))
+    result.save(tmp_path / "fit")
+    loaded = ppl_em.load(tmp_path / "fit", mixture).with_data(X)
+    assert loaded.log_prior == pytest.approx(result.log_prior)
+    for name, value in result.standard_errors().items():
+        torch.testing.assert_close(loaded.standard_errors()[name], value)
 
 
 def test_unknown_spaces_are_refused() -> None:
