@@ -13,9 +13,11 @@ from ppl_em.exact.chain import Chain
 from ppl_em.exact.chain_buffers import ChainBuffers
 from ppl_em.ir import Factor
 from ppl_em.ir.block import Block
+from ppl_em.lower.compiled_chain import CompiledChain
 from ppl_em.lower.emission import Emission, eligible
 from ppl_em.lower.mixture import CHUNK_ELEMENTS, Lowered
 from ppl_em.lower.packed_chain import PackedChain
+from ppl_em.lower.series import Series
 
 
 class LoweredChain:
@@ -43,7 +45,12 @@ class LoweredChain:
         self.chunk = max(256, min(self.emission.num_data, CHUNK_ELEMENTS // (self.emission.width + 1)))
         self._buffers: tuple[Tensor, Tensor] | None = None
         self.engine = Chain(ChainBuffers())
-        self.packed = PackedChain.of(block, self.emission, None if mask is None else wide)
+        self.fast = self._fast(None if mask is None else wide)
+
+    def _fast(self, mask: Tensor | None) -> PackedChain | CompiledChain | None:
+        """The form in which series that share one transition are computed; None for the general kernels."""
+        series = Series.of(self.block, mask)
+        return PackedChain.of(series, self.emission, mask) or CompiledChain.of(series, self.emission, mask)
 
     @staticmethod
     def accepts(block: Block) -> bool:
@@ -75,9 +82,9 @@ class LoweredChain:
         natural = self.emission.natural(parameters)
         if natural is None:
             return None
-        packed = None if self.packed is None else self.packed.run(parameters, natural)
-        if packed is not None:
-            return packed
+        fast = None if self.fast is None else self.fast.run(parameters, natural)
+        if fast is not None:
+            return fast
         features, scores = self._buffer(natural)
         for start in range(0, self.emission.num_data, self.chunk):
             columns = features[:, : min(self.chunk, self.emission.num_data - start)]

@@ -9,10 +9,6 @@ import torch
 from torch import Tensor
 
 from ppl_em.exact.chain_packed import PackedRecursions, Packing
-from ppl_em.exact.chain_scaled import ScaledTransitions, scaled_transitions
-from ppl_em.exact.engine import count_weights
-from ppl_em.ir import Factor
-from ppl_em.ir.block import Block
 from ppl_em.lower.emission import Emission
 from ppl_em.lower.mixture import CHUNK_ELEMENTS, Lowered
 from ppl_em.lower.series import Series
@@ -27,17 +23,15 @@ class PackedChain:
     """Many series with one transition matrix, each up to its own last step.
 
     Args:
-        block: a stacked block.
-        series: its series.
+        series: of a stacked block.
         emission: its observed sites, over all data.
         mask: (number of data) which of the data count, or None for all.
     """
 
-    def __init__(self, block: Block, series: Series, emission: Emission, mask: Tensor | None) -> None:
-        assert block.axis is not None
-        self.block, self.axis, self.series = block, block.axis, series
+    def __init__(self, series: Series, emission: Emission, mask: Tensor | None) -> None:
+        self.series = series
         self.packing = packing = Packing.of(series.lengths)
-        columns = packing.order[packing.series] * block.sizes[self.axis.time] + packing.steps
+        columns = packing.order[packing.series] * series.num_steps + packing.steps
         self.emission = emission.of(columns)
         self.symbols = self.emission.symbols
         counted = None if mask is None else mask.reshape(-1)[columns]
@@ -49,12 +43,11 @@ class PackedChain:
         self._features: Tensor | None = None
 
     @classmethod
-    def of(cls, block: Block, emission: Emission, mask: Tensor | None) -> PackedChain | None:
-        """The fast form of a block with many series at each step; None for others."""
-        series = Series.of(block, mask)
+    def of(cls, series: Series | None, emission: Emission, mask: Tensor | None) -> PackedChain | None:
+        """The fast form of many series at each step; None for others."""
         if series is None or int(series.lengths.sum()) < FEWEST_SERIES * int(series.lengths.max()):
             return None
-        return cls(block, series, emission, mask)
+        return cls(series, emission, mask)
 
     def run(self, parameters: Mapping[str, Tensor], natural: Tensor) -> Lowered | None:
         """E-step and expected statistics; None where the general kernels must do it.
@@ -63,9 +56,10 @@ class PackedChain:
             parameters: constrained values.
             natural: (K, F + 1) natural parameters and constants of the emissions.
         """
-        init = self.series.init.log_factor(parameters).map(Tensor.detach)
-        trans = self._transitions(self.series.pair.log_factor(parameters).map(Tensor.detach))
-        log_scale = None if trans is None else self._densities(natural, self._initial(init))
+        dtype, order = self.emission.dtype, self.packing.order
+        trans = self.series.transitions(parameters, dtype)
+        init = self.series.initial(parameters, dtype)[order].T
+        log_scale = None if trans is None else self._densities(natural, init)
         if trans is None or log_scale is None:
             return None
         log_z, xi = self.recursions.run(trans, self.weight)
@@ -73,26 +67,10 @@ class PackedChain:
         total = float(log_z.sum() if self.weight is None else (log_z * self.weight).sum())
         if not math.isfinite(total):
             return None
-        weights = self._latent_weights(xi)
+        first = torch.empty(len(order), self.emission.num_states, dtype=dtype)
+        first[order] = self.recursions.gamma[:, : len(order)].T
+        weights = self.series.latent_weights(first, xi)
         return Lowered(total, self.emission.moments(self._statistics()), weights)
-
-    def _transitions(self, log_trans: Factor) -> ScaledTransitions | None:
-        """What all steps of all series share, out of log space; None where it cannot be trusted."""
-        if not set(log_trans.dims) <= {self.axis.before, self.axis.now}:
-            return None
-        size = self.emission.num_states
-        matrix = log_trans.align((self.axis.before, self.axis.now)).expand(size, size).to(self.emission.dtype)
-        trans = scaled_transitions(matrix[None, None])
-        return trans if trans.sure and trans.into.dtype == self.emission.dtype else None
-
-    def _initial(self, init: Factor) -> Tensor:
-        """Log-factor (K, N) of the first states, longest series first."""
-        plates = self.block.plates
-        if self.axis.time in init.dims:
-            init = init.reduce([self.axis.time], lambda t, dims: t.squeeze(dims))
-        wide = init.align((*plates, self.axis.now))
-        wide = wide.expand(*(self.block.sizes[p] for p in plates), self.emission.num_states)
-        return wide.reshape(-1, self.emission.num_states)[self.packing.order].T.to(self.emission.dtype)
 
     def _densities(self, natural: Tensor, init: Tensor) -> Tensor | None:
         """Fill the densities, each column divided by its greatest; the log (N) of what was divided out."""
@@ -117,19 +95,6 @@ class PackedChain:
             obs.sub_(peak).exp_()
         log_scale = torch.zeros(first, dtype=torch.float64).index_add_(0, self.packing.series, peak.double())
         return log_scale if bool(log_scale.isfinite().all()) else None
-
-    def _latent_weights(self, xi: Tensor) -> dict[str, tuple[Factor, frozenset[str]]]:
-        """Expected weights of the first states, by series, and of the transitions."""
-        first, axis, plates = self.packing.sizes[0], self.axis, self.block.plates
-        gamma = torch.empty(first, self.emission.num_states, dtype=self.emission.dtype)
-        gamma[self.packing.order] = self.recursions.gamma[:, :first].T
-        shape = [self.block.sizes[p] for p in plates]
-        starts = count_weights(self.block, self.series.init, Factor(gamma.reshape(*shape, -1), (*plates, axis.now)))
-        moves = Factor(xi.to(self.emission.dtype), (axis.before, axis.now))
-        return {
-            self.series.init.name: (starts, frozenset()),
-            self.series.pair.name: (moves, frozenset((*plates, axis.time))),
-        }
 
     def _statistics(self) -> Tensor:
         """Expected statistics (K, F + 1) of the emissions."""

@@ -1,26 +1,31 @@
-"""Which steps of the series of a block count: those from the first to each one's own last."""
+"""The series of a block: which of their steps count, their factors, and what is expected of their states."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ppl_em.exact.chain_scaled import ScaledTransitions, scaled_transitions
+from ppl_em.exact.engine import count_weights
 from ppl_em.ir import Factor, Site
-from ppl_em.ir.block import Block
+from ppl_em.ir.block import Axis, Block
 
 
 @dataclass(frozen=True)
 class Series:
-    """The series of a stacked block, all with one transition.
+    """The series of a stacked block, all with one transition; each counts from its first step to its own last.
 
     Attributes:
+        block: with its time axis.
         init, pair: sites of the first state, and of each next one.
         lengths: (N) steps of each series up to the last that counts, at least one.
         weight: (N) how often each series counts, or None for once.
     """
 
+    block: Block
     init: Site
     pair: Site
     lengths: Tensor
@@ -57,7 +62,56 @@ class Series:
         lengths = (matters * torch.arange(1, steps + 1)).amax(1).clamp_(min=1)
         if not bool((counts.cumprod(1).sum(1) >= lengths).all()):
             return None
-        return cls(inits[0], pairs[0], lengths, _per_series(block.scale, block))
+        return cls(block, inits[0], pairs[0], lengths, _per_series(block.scale, block))
+
+    @property
+    def axis(self) -> Axis:
+        """The time axis."""
+        assert self.block.axis is not None
+        return self.block.axis
+
+    @property
+    def num_states(self) -> int:
+        """K."""
+        return self.block.sizes[self.axis.now]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the time axis, padding included."""
+        return self.block.sizes[self.axis.time]
+
+    def initial(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Log-factor (N, K) of the first states."""
+        factor, plates = self.init.log_factor(parameters).map(Tensor.detach), self.block.plates
+        if self.axis.time in factor.dims:
+            factor = factor.reduce([self.axis.time], lambda t, dims: t.squeeze(dims))
+        wide = factor.align((*plates, self.axis.now)).to(dtype)
+        return wide.expand(*(self.block.sizes[p] for p in plates), self.num_states).reshape(-1, self.num_states)
+
+    def transitions(self, parameters: Mapping[str, Tensor], dtype: torch.dtype) -> ScaledTransitions | None:
+        """What all steps of all series share, out of log space; None where it cannot be trusted."""
+        factor = self.pair.log_factor(parameters).map(Tensor.detach)
+        if not set(factor.dims) <= {self.axis.before, self.axis.now}:
+            return None
+        matrix = factor.align((self.axis.before, self.axis.now)).expand(self.num_states, self.num_states).to(dtype)
+        trans = scaled_transitions(matrix[None, None])
+        return trans if trans.sure and trans.into.dtype == dtype else None
+
+    def latent_weights(self, first: Tensor, xi: Tensor) -> dict[str, tuple[Factor, frozenset[str]]]:
+        """Expected weights of the sites of the states, and the dimensions summed over.
+
+        Args:
+            first: (N, K) marginals of the first states.
+            xi: (K, K) expected transitions, weighted.
+        """
+        plates = self.block.plates
+        shape = [self.block.sizes[p] for p in plates]
+        starts = Factor(first.reshape(*shape, -1), (*plates, self.axis.now))
+        moves = Factor(xi.to(first.dtype), (self.axis.before, self.axis.now))
+        return {
+            self.init.name: (count_weights(self.block, self.init, starts), frozenset()),
+            self.pair.name: (moves, frozenset((*plates, self.axis.time))),
+        }
 
 
 def _per_series(scale: Factor | None, block: Block) -> Tensor | None:

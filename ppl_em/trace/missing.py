@@ -26,6 +26,7 @@ from ppl_em.distributions.partly_observed import (
 )
 from ppl_em.errors import DataError, message
 from ppl_em.ir import Factor, Site
+from ppl_em.ir.shapes import broadcast_shapes
 from ppl_em.trace.compounds import compound_parts
 
 
@@ -107,7 +108,7 @@ def reach(mask: Tensor, value: Tensor, event_dim: int) -> Tensor:
     """A mask over batch elements in the shape of a value; an element counts if it does anywhere along what is larger."""
     mask = mask.reshape(tuple(mask.shape) + (1,) * event_dim)
     try:
-        full = mask.expand(torch.broadcast_shapes(mask.shape, value.shape))
+        full = mask.expand(broadcast_shapes(mask.shape, value.shape))
     except RuntimeError:
         return torch.ones_like(value, dtype=torch.bool)
     while full.dim() > value.dim():

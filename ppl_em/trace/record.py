@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import ModelError, message
+from ppl_em.ir.shapes import broadcast_shapes
 from ppl_em.trace.peel import Peeled
 from ppl_em.trace.provenance import Provenance
 from ppl_em.trace.time_axis import Axis
@@ -77,7 +78,7 @@ class Record:
     def full_value(self) -> Tensor:
         """The value in the shape of a draw, where one value stands for all elements of a plate."""
         shape = tuple(self.fn.batch_shape) + tuple(self.fn.event_shape)
-        return self.value.expand(torch.broadcast_shapes(self.value.shape, shape))
+        return self.value.expand(broadcast_shapes(self.value.shape, shape))
 
     def log_prob(self) -> Tensor:
         """Elementwise log-density, shape broadcastable to the batch shape; mask and scale not applied."""

@@ -120,7 +120,7 @@ def assert_twins(model, x, weights=None):
     """The packed E- and M-step are those of the weights of every site."""
     problem = pose(model, (x,), ENGINES, weights=weights)
     machine = Machine(problem.plan, EM(), torch.Generator())
-    packed = machine.lowered[0].packed
+    packed = machine.lowered[0].fast
     assert isinstance(packed, PackedChain)
     natural = packed.emission.natural(problem.values)
     assert packed.run(problem.values, natural) is not None
@@ -170,7 +170,7 @@ def test_moves_too_rare_to_be_scaled_are_left_to_the_general_kernels():
 
     problem = pose(model, (torch.randn(SERIES, STEPS),), ENGINES)
     machine = Machine(problem.plan, EM(), torch.Generator())
-    packed = machine.lowered[0].packed
+    packed = machine.lowered[0].fast
     assert packed.run(problem.values, packed.emission.natural(problem.values)) is None
     slow = e_step(problem.plan, problem.values)
     assert machine.evaluate(problem.values).objective == pytest.approx(slow.objective, rel=1e-12)
@@ -188,7 +188,7 @@ def test_float32_agrees_with_float64(emission, shift):
         start = start or problem.values
         values = {n: v.float().to(dtype) for n, v in start.items()}  # what float32 holds
         e = machine.evaluate(values)
-        assert machine.lowered[0].packed is not None and e.moments
+        assert machine.lowered[0].fast is not None and e.moments
         outcomes[dtype] = (e.objective, machine.maximise(values, e))
     (wide, expected), (narrow, after) = outcomes.values()
     assert narrow == pytest.approx(wide, rel=1e-5)
