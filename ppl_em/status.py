@@ -13,7 +13,10 @@ class Status(Enum):
     EVALUATED = "No steps were asked for: the objective was evaluated at the start."
     OUT_OF_STEPS = "The fit ran out of steps before the estimated remaining gain fell below the tolerance."
     ALL_STEPS = "All steps that were asked for were taken; convergence was not tested."
-    DEGENERATE = "A component collapsed: its likelihood is unbounded, and the fit stopped before numbers overflowed."
+    DEGENERATE = (
+        "A component collapsed: its likelihood is unbounded, and the fit stopped before numbers overflowed; or it was left "
+        "without data."
+    )
     NOT_MONOTONE = (
         "A step lowered the objective beyond rounding: an M-step rule or an engine is wrong for this program."
     )

@@ -1,4 +1,4 @@
-"""Components that collapse onto too few data: the likelihood is unbounded there."""
+"""Components that collapse onto too few data, where the likelihood is unbounded, and components without any."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor
 
 from ppl_em.distributions.compound import Compound, MixtureOf, TransformedOf
 from ppl_em.distributions.hidden_markov import HiddenMarkovOf
+from ppl_em.em.e_step import EStep
 from ppl_em.distributions.partly_observed import without_gaps
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
 #: A scale below this part of the data's own is a collapse, far above where float64 overflows.
 FLOOR = 1e-6
+#: Expected number of data below which a component has none.
+EMPTY = 1e-6
 
 _SCALES = {"Normal": "scale", "LogNormal": "scale", "Laplace": "scale", "StudentT": "scale"}
 _MATRICES = ("covariance_matrix", "scale_tril", "precision_matrix")
@@ -91,6 +94,31 @@ def collapsed(plan: Plan, parameters: Mapping[str, Tensor], watched: tuple[Watch
         scale = _root_diagonal(entry.argument, value) if _is_matrix(entry.argument) else value
         if bool((scale < entry.floor).any()):
             return _where(entry, scale / entry.floor)
+    return ""
+
+
+def empty(plan: Plan, e: EStep) -> str:
+    """Which component is left without data at an E-step, as text for the status; empty if none is.
+
+    Where a prior holds its parameters, or the program itself gives it a probability of zero, that is no fault.
+
+    Args:
+        plan: the plan.
+        e: the E-step; blocks whose weights it does not hold are passed over.
+    """
+    if any(s.point is not None for s in plan.plain):
+        return ""
+    parameters = plan.program.parameters
+    for site in plan.sites():
+        found = e.weights.get(site.name)
+        own = [d for d in (() if found is None else found.factor.dims) if d in site.scope]
+        links = [link.parameter for a in site.arguments.values() for link in a.links]
+        structural = any(bool((parameters[n].init == 0).any()) for n in links)
+        if site.role != "latent" or found is None or len(own) != 1 or structural:
+            continue
+        mass = found.factor.sum([d for d in found.factor.dims if d not in own]).tensor
+        if mass.numel() > 1 and float(mass.min()) < EMPTY:
+            return f"component {site.members[0]}={int(mass.argmin())} is left with no data"
     return ""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_em.em.accelerate import Accelerator, Space, Squarem
 from ppl_em.em.daarem import Daarem
-from ppl_em.em.degenerate import Watched, collapsed, watch
+from ppl_em.em.degenerate import Watched, collapsed, empty, watch
 from ppl_em.em.e_step import EStep, e_step
 from ppl_em.em.held import Floor, described, divergent, find_floors
 from ppl_em.em.lowering import lower_blocks, prove
@@ -182,11 +182,12 @@ def run_em(machine: Machine, start: Parameters) -> Iterator[State]:
         detail = detail or described(machine.floors, state.parameters)
         remaining = stopping.update(state.objective, previous.parameters, state.parameters)
         if status is None and stopping.satisfied:
-            status = Status.CONVERGED
+            where = empty(machine.plan, state.e)
+            status, detail = (Status.DEGENERATE, where) if where else (Status.CONVERGED, detail)
         if status is None and state.step >= settings.max_steps:
             status = Status.ALL_STEPS if settings.tol == 0 else Status.OUT_OF_STEPS
         if status in (Status.NON_FINITE, Status.DEGENERATE, Status.NOT_MONOTONE):
-            state = replace(previous, step=state.step)
+            state = replace(previous, step=state.step)  # the values before it
         state = replace(state, remaining=remaining, status=status, detail=detail)
         if status is not None:
             yield state

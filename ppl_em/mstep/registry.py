@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +131,8 @@ class Registry:
             f"    count = sample.count(){'[:, None]' if vector else ''}  # total weight by row",
             "    mean = sample.sum('x') / count  # weighted statistics by row",
         ]
-        for name in getattr(family, "arg_constraints", {"arg": None}):
+        arguments = getattr(family, "arg_constraints", None)
+        for name in arguments if isinstance(arguments, Mapping) else ("arg",):  # some families compute theirs
             mass = f"sample.mass('{name}'){'[:, None]' if vector else ''}"
             lines += [
                 f"    if '{name}' in sample.args and sample.free('{name}'):",
