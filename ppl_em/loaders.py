@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_em.arguments import as_tensors
 from ppl_em.errors import DataError, message
+from ppl_em.trace.footprint import isolated
 
 
 def batches(args: Sequence[Any], position: int) -> Iterator[tuple[Any, ...]]:
@@ -22,8 +23,14 @@ def batches(args: Sequence[Any], position: int) -> Iterator[tuple[Any, ...]]:
     Raises:
         DataError: the loader yields keyword arguments, or nothing.
     """
-    empty = True
-    for item in args[position]:
+    empty, end = True, object()
+    with isolated(0):  # an iterator of a loader draws from the global random state
+        iterator = iter(args[position])
+    while True:
+        with isolated(0):
+            item = next(iterator, end)
+        if item is end:
+            break
         empty = False
         item = as_tensors(item)
         if isinstance(item, Mapping):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ppl_em.dividing import LoaderParts
 from ppl_em.em.incremental import IncrementalMachine
 from ppl_em.em.loop import Machine
@@ -12,6 +14,7 @@ from ppl_em.em.stepwise import Averages, StepwiseMachine, from_totals
 from ppl_em.em.streaming import Demoted, StreamedMachine
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.saved import SavedPlan
+from ppl_em.trace.footprint import isolated
 
 if TYPE_CHECKING:
     from ppl_em.problem import Problem
@@ -42,12 +45,12 @@ def of_parts(result: FitResult, machine: Machine, problem: Problem) -> FitResult
     ``update``.
     """
     assert isinstance(machine, StreamedMachine) and problem.parts is not None
-    result = replace(result, _averages=averages_of(machine, result))
+    with isolated(problem.seed), torch.enable_grad():
+        result = replace(result, _averages=averages_of(machine, result))
     if not isinstance(problem.parts, LoaderParts):
         return result
     plan = replace(result.plan, parts=problem.plan.parts)
-    count = round(sum(p.size for p in problem.parts))
-    return replace(result, _parted=True, _source=None, plan=SavedPlan.of(plan), num_observations=count)
+    return replace(result, _parted=True, _source=None, plan=SavedPlan.of(plan), num_observations=machine.num_seen)
 
 
 def averages_of(machine: StreamedMachine, result: FitResult) -> Averages | None:

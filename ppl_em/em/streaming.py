@@ -69,6 +69,8 @@ class StreamedMachine(Machine):
 
     def __init__(self, plan: Plan, settings: EM, generator: torch.Generator, shards: Parts) -> None:
         self.shards = shards
+        #: Number of data in the last pass.
+        self.num_seen = 0
         self.groups: list[Pooled | None] = []
         self._parts: dict[int, Part] = {}
         self._verified = False
@@ -156,13 +158,14 @@ class StreamedMachine(Machine):
                 continue
 
     def _evaluate(self, parameters: Parameters) -> PooledEStep:
-        likelihood, prior = 0.0, 0.0
+        likelihood, prior, seen = 0.0, 0.0, 0
         totals: dict[int, Any] = {}
         now = [i for i, g in enumerate(self.groups) if g is not None and not g.late]
         for part in self.everything():
             e = part.machine.evaluate(parameters)
-            likelihood, prior = likelihood + e.log_likelihood, prior + e.log_prior
+            likelihood, prior, seen = likelihood + e.log_likelihood, prior + e.log_prior, seen + part.size
             self.add(totals, part, now, parameters, parameters, e)
+        self.num_seen = seen
         return PooledEStep(likelihood, prior, {}, totals=totals)
 
     def add(

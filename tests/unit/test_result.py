@@ -225,12 +225,6 @@ def test_write_params(result: ppl_em.FitResult) -> None:
     result.write_params()  # again, over itself
 
 
-def test_what_is_not_there_yet_says_so(result: ppl_em.FitResult) -> None:
-    for query in (result.update,):
-        with pytest.raises(NotAvailableYet, match="not available yet"):
-            query(X)
-
-
 # points ------------------------------------------------------------------------------------------------------
 
 

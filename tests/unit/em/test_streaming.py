@@ -100,6 +100,16 @@ def test_auto_takes_exact_em_and_shuffling_changes_nothing() -> None:
     assert "batches of a loader (data=85 each)" in str(ppl_em.explain(normals, shuffled))
 
 
+def test_loaders_leave_no_footprint(no_footprint: Callable) -> None:
+    shuffled = DataLoader(TensorDataset(X), batch_size=BATCH, shuffle=True)
+    with no_footprint():
+        result = ppl_em.fit(normals, shuffled, method=Auto(em=plain(2), memory_bytes=5e4))
+        result = ppl_em.fit(normals, shuffled, method=EM(variant="stepwise", passes=1), init=result)
+        result.update(X[:50])
+        result.log_prob(loader(X))
+        list(ppl_em.iterate(normals, shuffled, method=plain(1), init="params"))
+
+
 def test_variants_of_the_e_step_take_batches() -> None:
     whole = ppl_em.fit(normals, X, init="params", method=plain(4, e_step="hard"))
     parts = ppl_em.fit(normals, loader(X), init="params", method=plain(4, e_step="hard"))
