@@ -140,6 +140,8 @@ class Loo:
         p: Effective number of parameters.
         elpd_i: The terms of `elpd`, shaped as the data.
         pareto_k: Shape of the importance weights' tail per datum; above 0.7 the term cannot be trusted.
+        num_copies: Number of data that the distinct ones stand for, where their weights are counts: `elpd`, `se` and
+            `p` are sums over all of them, `elpd_i` and `pareto_k` are those of one copy.
 
     Reference:
         Vehtari, Gelman and Gabry (2017), Practical Bayesian model evaluation using leave-one-out
@@ -151,6 +153,7 @@ class Loo:
     p: float
     elpd_i: np.ndarray
     pareto_k: np.ndarray
+    num_copies: int | None = None
 
 
 def loo(native: Any, var_name: str) -> Loo:

@@ -22,7 +22,7 @@ from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.layout import Layout
-from ppl_em.trace.missing import innermost, reach
+from ppl_em.trace.missing import innermost, reach, whole_numbers
 from ppl_em.trace.record import Record, version_of
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source, trace_program
@@ -149,7 +149,7 @@ def _expected(plan: Plan, values: Mapping[str, Tensor], observed: Mapping[str, R
             raise _no_mean(name, why)
         weights = _weights(posterior, name, scope, plan)
         average = Averaging(layout, weights, scope, record, enumerated)
-        found = average(_discrete_mode if is_discrete(record) else _mean)
+        found = average(_discrete_mode if whole_numbers(record.fn) else _mean)
         completed[name] = torch.where(record.hidden, found.to(record.value.dtype), record.value)
     return completed
 
@@ -159,17 +159,6 @@ def _mode(posterior: Posterior, latent: str, like: Tensor) -> Tensor:
     support = posterior.plan.program.latents[latent].values
     chosen = posterior.by_step({latent: support[posterior.probabilities(latent).argmax(-1)]})[latent]
     return chosen.to(like.dtype).expand(like.shape)
-
-
-def is_discrete(record: Record) -> bool:
-    """Whether a site's values are whole numbers."""
-    base = innermost(record.fn)
-    if isinstance(base, PartlyObservedMixture):
-        base = base.part("component")
-    try:
-        return bool(getattr(base.support, "is_discrete", False))
-    except NotImplementedError:
-        return False
 
 
 def _no_mean(name: str, why: str) -> PplEmError:

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ppl_em.diagnostics.copies import number_of_data
 from ppl_em.diagnostics.queries import Uncertainty
 from ppl_em.em.e_step import e_step
 from ppl_em.em.loop import State
@@ -66,7 +67,8 @@ class FitResult(Queries, Uncertainty):
         seed: of the fit.
         restarts: every start with its outcome.
         num_parameters: free parameters.
-        num_observations: elements of the outermost data plate, or time steps of a single series.
+        num_observations: elements of the outermost data plate (as many as their weights say, where these are counts;
+            those that are missing altogether left out), or time steps of a single series.
     """
 
     params: dict[str, Tensor]
@@ -239,8 +241,8 @@ class FitResult(Queries, Uncertainty):
 def _observations(plan: Plan) -> int:
     """Elements of the outermost data plate; time steps of a single series; else observed sites."""
     program = plan.program
-    if program.data_plate is not None:
-        return program.plates[program.data_plate].size
+    if (count := number_of_data(plan)) is not None:
+        return count
     for entry in plan.blocks:
         if entry.block.axis is not None:
             return len(entry.block.axis.states)

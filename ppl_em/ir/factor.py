@@ -134,7 +134,8 @@ class _LogSumExp(torch.autograd.Function):
 def logsumexp(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """``torch.logsumexp`` whose gradient is zero, not NaN, where everything summed is −inf."""
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    total = _LogSumExp.apply(tensor, dims)
+    vectorised = torch._C._are_functorch_transforms_active()  # evaluated at many points at once, without derivatives
+    total = torch.logsumexp(tensor, dims, keepdim=True) if vectorised else _LogSumExp.apply(tensor, dims)
     positions = {d % tensor.dim() for d in dims}
     return total.reshape([n for i, n in enumerate(tensor.shape) if i not in positions])
 

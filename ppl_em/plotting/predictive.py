@@ -84,8 +84,8 @@ def _site(result: FitResult, name: str | None) -> SiteCheck:
 
 def _compare(ax: Any, site: SiteCheck, draws: Tensor, column: int, how: str) -> None:
     """Step-shaped distribution functions: they do not leak past an edge, as density estimates do."""
-    seen = site.observed[:, column]
-    shown = draws[torch.linspace(0, len(draws) - 1, min(SHOWN, len(draws))).long(), :, column]
+    seen, drawn = site.column(column, draws)
+    shown = drawn[torch.linspace(0, len(drawn) - 1, min(SHOWN, len(drawn))).long()]
     everything = torch.cat([seen, shown.reshape(-1)])
     low, high = (float(q) for q in everything.quantile(torch.tensor([0.0005, 0.9995], dtype=everything.dtype)))
     grid = np.linspace(min(low, float(seen.min())), max(high, float(seen.max())), 240)

@@ -130,9 +130,8 @@ def _data(result: FitResult) -> list[dict[str, Any]]:
     program = result.plan.program
     rows: dict[str, dict[str, Any]] = {}
     for check in result.predictive_check.sites:
-        seen = check.observed
         for i, column in enumerate(check.columns):
-            values = seen[:, i]
+            values, _ = check.column(i)
             label = " ".join(filter(None, (check.name, column)))
             rows[label] = {
                 "site": label,

@@ -90,6 +90,17 @@ def knows_gaps(fn: Any) -> bool:
     return isinstance(innermost(fn), (PartlyObservedNormal, PartlyObservedMixture))
 
 
+def whole_numbers(fn: Any) -> bool:
+    """Whether a distribution's values are whole numbers."""
+    base = innermost(fn)
+    if isinstance(base, PartlyObservedMixture):
+        base = base.part("component")
+    try:
+        return bool(getattr(base.support, "is_discrete", False))
+    except NotImplementedError:
+        return False
+
+
 def _counted(fn: Any, value: Tensor, mask: Any) -> Tensor:
     """Elements that no mask hides, in the shape of the value."""
     counted = torch.ones(value.shape, dtype=torch.bool, device=value.device)

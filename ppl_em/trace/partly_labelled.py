@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import pyro.distributions as dist
@@ -37,9 +37,9 @@ class _Split(Messenger):
             return
         fn = (msg["infer"] or {}).get(GIVEN, msg["fn"])
         missing = value.isnan().flatten(value.dim() - fn.event_dim).any(-1) if fn.event_dim else value.isnan()
-        with poutine.mask(mask=~missing):
+        with poutine.mask(mask=cast(Any, ~missing)):
             seen = pyro.sample(f"{name}_observed", fn, obs=value)
-        with poutine.mask(mask=missing):
+        with poutine.mask(mask=cast(Any, missing)):
             drawn = pyro.sample(f"{name}_unobserved", fn)
         wide = missing.reshape(missing.shape + (1,) * fn.event_dim)
         joined = torch.where(wide, drawn.to(value.dtype), seen)
