@@ -7,6 +7,7 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -82,17 +83,43 @@ class VariationalMachine(Machine):
         """Factors at a start that is given as values: those that follow from the posterior of the latents there."""
         if self.network.read(parameters) is not None:
             return parameters
-        return self.maximise(parameters, e_step(self.plan, parameters))
+        return self._begin(parameters, e_step(self.plan, parameters))
 
     def maximise(self, parameters: Parameters, e: EStep) -> Parameters:
         """Every factor in turn, each the optimum given the others; then the parameters that have none."""
         if self.network.read(parameters) is not None:
             return super().maximise(parameters, e)
+        # Clusters of the data: their numbers mean nothing yet.
+        return self._begin(parameters, self._largest_first(e))
+
+    def _begin(self, parameters: Parameters, e: EStep) -> Parameters:
+        """Factors from their priors and the expected weights of a start."""
         priors = self.network.priors(parameters)
         parameters = {**parameters, **self.network.write(priors), **self.network.means(self.network.beliefs(priors))}
         for _ in range(SETTLE):
             parameters = super().maximise(parameters, e)
         return parameters
+
+    def _largest_first(self, e: EStep) -> EStep:
+        """A start's weights with the values of latents whose probabilities are pieces of a stick in falling order.
+
+        Under a stick-breaking prior the order of the components counts: the first piece is the largest a priori.
+        """
+        weights = dict(e.weights)
+        broken = {c.site.name for v in self.network.nodes.values() for c in v.children if c.link.transform.longer}
+        for entry in self.plan.blocks:
+            latent = entry.block.latents[0].name
+            if entry.engine.name != "mixture" or latent not in broken:
+                continue
+            own = weights[latent].factor
+            total = own.sum([d for d in own.dims if d != latent]).align((latent,))
+            order = total.argsort(descending=True, stable=True)
+            for site in entry.block.sites:
+                factor, summed = weights[site.name].factor, weights[site.name].summed
+                if factor.sizes.get(latent, 1) == len(order):
+                    moved = factor.tensor.index_select(factor.dims.index(latent), order)
+                    weights[site.name] = Weights(Factor(moved, factor.dims), summed)
+        return replace(e, weights=weights)
 
     @torch.no_grad()
     def evaluate(self, parameters: Parameters) -> EStep:
