@@ -108,6 +108,14 @@ def _verdict(diagnosis: Diagnosis) -> dict[str, Any]:
     return found
 
 
+def _intervals(result: FitResult) -> str:
+    """What kind of intervals the parameters have, and where they come from."""
+    if result.objective_name == "elbo" and not hasattr(result, "query"):
+        return "credible intervals of the factors"
+    kind = "credible where a prior is given, else confidence" if result.point_estimates else "confidence"
+    return f"{kind} intervals from the observed information"
+
+
 def _fit(result: FitResult) -> dict[str, Any]:
     return {
         "objective_name": result.objective_name.replace("_", "-"),
@@ -122,7 +130,7 @@ def _fit(result: FitResult) -> dict[str, Any]:
         "num_observations": result.num_observations,
         "aic": result.aic if result.log_likelihood is not None else None,
         "bic": result.bic if result.log_likelihood is not None else None,
-        "intervals": "credible where a prior is given, else confidence" if result.point_estimates else "confidence",
+        "intervals": _intervals(result),
     }
 
 
