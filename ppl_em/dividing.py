@@ -140,6 +140,10 @@ class LoaderParts:
         _, plan = self.planner.plan(Source(self.source.model, args, kwargs, self.source.seed, batch=True))
         return batch_shard(plan, self.first, self.plate)
 
+    def sample(self, generator: torch.Generator) -> Plan:
+        """The plan of the first batch."""
+        return self.first
+
     def describe(self) -> str:
         """How the loader is gone through."""
         size = self.first.program.plates[self.plate].size

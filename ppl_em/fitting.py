@@ -21,7 +21,7 @@ from ppl_em.exact.chain import Chain
 from ppl_em.exact.elimination import Elimination
 from ppl_em.exact.mixture import Mixture
 from ppl_em.iterates import Iterate
-from ppl_em.parted import machine_for, of_parts
+from ppl_em.parted import begun, machine_for, of_parts
 from ppl_em.plan.plan import Plan
 from ppl_em.planner import rule_lookup
 from ppl_em.problem import Problem, pose
@@ -157,7 +157,7 @@ def iterate(model: Any, *args: Any, **options: Any) -> Iterator[Any]:
     with isolated(problem.seed), torch.enable_grad():
         refuse_impossible(problem.plan, problem.values)
         machine = make_machine(problem.plan, problem.em, generator)
-        start = make_starts(machine, problem.values, problem.init, 1, problem.seed)[0]
+        start = begun(problem, make_starts(machine, problem.values, problem.init, 1, problem.seed))[0]
         machine = machine_for(problem, machine)
     for state in _isolated_states(machine, start.values, problem.seed):
         yield Iterate.of(state)
@@ -200,7 +200,7 @@ def _fit_em(
         refuse_impossible(problem.plan, problem.values)
         machine = make_machine(problem.plan, problem.em, torch.Generator().manual_seed(problem.seed))
         more = partial(make_starts, machine, problem.values, problem.init, count, problem.seed)
-        starts = more(0)
+        starts = begun(problem, more(0))
         machine = machine_for(problem, machine)
         runs = Runs(machine, _observer(bar, problem.em.callback))
         best = runs.run(starts, screen=restarts is None, more=more)

@@ -10,6 +10,7 @@ import torch
 from ppl_em.dividing import LoaderParts
 from ppl_em.em.incremental import IncrementalMachine
 from ppl_em.em.loop import Machine
+from ppl_em.em.restarts import Runs, Start, make_starts
 from ppl_em.em.stepwise import Averages, StepwiseMachine, from_totals
 from ppl_em.em.streaming import Demoted, StreamedMachine
 from ppl_em.em.updates import Parameters
@@ -19,6 +20,9 @@ from ppl_em.trace.footprint import isolated
 if TYPE_CHECKING:
     from ppl_em.problem import Problem
     from ppl_em.result import FitResult
+
+#: Starts that are tried on some of the data, and steps of the best ones there.
+NUM_STARTS, START_STEPS = 10, 100
 
 _KINDS = {"batch": StreamedMachine, "stepwise": StepwiseMachine, "incremental": IncrementalMachine}
 
@@ -36,6 +40,32 @@ def machine_for(problem: Problem, machine: Machine) -> Machine:
     if isinstance(made, StepwiseMachine):
         made.carried = problem.carried
     return made
+
+
+def begun(problem: Problem, starts: list[Start]) -> list[Start]:
+    """Where a run through parts of the data begins: at the best fit of some of the data, from several starts.
+
+    A run that looks at each batch a few times does not get far from a poor start.
+
+    Args:
+        problem: the fit.
+        starts: a single one, unless the user asked for several, which are left as they are.
+
+    Reference:
+        Biernacki, C., Celeux, G. & Govaert, G. (2003). Choosing starting values for the EM algorithm for getting the
+        highest likelihood in multivariate Gaussian mixture models. CSDA 41(3-4).
+    """
+    latent = bool(problem.plan.blocks) or problem.plan.tabulated
+    if problem.parts is None or problem.em.variant == "batch" or problem.init == "params" or not latent:
+        return starts
+    if len(starts) != 1 or problem.em.max_steps == 0:
+        return starts
+    plan = problem.parts.sample(torch.Generator().manual_seed(problem.seed))
+    settings = replace(problem.em, variant="batch", max_steps=START_STEPS, callback=None)
+    machine = Machine(plan, settings, torch.Generator().manual_seed(problem.seed))
+    several = make_starts(machine, problem.values, problem.init, NUM_STARTS, problem.seed)
+    best = Runs(machine, lambda index, state: False).run(several, screen=True)
+    return [Start(best.start.kind, best.state.parameters)]
 
 
 def of_parts(result: FitResult, machine: Machine, problem: Problem) -> FitResult:

@@ -38,7 +38,7 @@ class OnePart:
     kept = True
 
     def __init__(self, plan: Plan, plate: str) -> None:
-        self.plate = plate
+        self.plan, self.plate = plan, plate
         self.shard = Shard(inside(plan, plate), plan.program.plates[plate].size)
         self.num_data = float(self.shard.size)
 
@@ -49,6 +49,10 @@ class OnePart:
     def epoch(self, generator: torch.Generator) -> Iterator[Shard]:
         """The part."""
         yield self.shard
+
+    def sample(self, generator: torch.Generator) -> Plan:
+        """All data."""
+        return self.plan
 
     def describe(self) -> str:
         """Nothing is divided."""

@@ -14,6 +14,9 @@ from ppl_em.errors import PlanError, message
 from ppl_em.ir import Program
 from ppl_em.plan.plan import Plan
 
+#: Data at least on which starts are tried.
+START_DATA = 1000
+
 
 class Parts(Protocol):
     """All data of a fit, in parts.
@@ -37,6 +40,10 @@ class Parts(Protocol):
 
     def epoch(self, generator: torch.Generator) -> Iterator[Shard]:
         """All data once, in random parts."""
+        ...
+
+    def sample(self, generator: torch.Generator) -> Plan:
+        """The plan of some of the data, with what lies outside the plate."""
         ...
 
     def describe(self) -> str:
@@ -89,6 +96,12 @@ class MemoryParts:
         """The part of given elements."""
         program = take(self.plan.program, self.plate, rows)
         return Shard(inside(self._replan(program), self.plate), len(rows))
+
+    def sample(self, generator: torch.Generator) -> Plan:
+        """The plan of some of the data, drawn at random."""
+        count = min(int(self.num_data), max(self.size, START_DATA))
+        rows = torch.randperm(int(self.num_data), generator=generator)[:count].sort().values
+        return self._replan(take(self.plan.program, self.plate, rows))
 
     def describe(self) -> str:
         """How the data are divided."""

@@ -69,6 +69,19 @@ def test_one_pass_over_latent_classes_is_within_a_hundredth_of_a_nat_of_full_em(
     assert (full.objective - once.objective) / count < 0.01
 
 
+@pytest.mark.slow
+def test_from_defaults_a_poor_start_is_not_kept() -> None:
+    """Starts are compared on some of the data: a single one would end far below the best optimum."""
+    x = three_kinds(10_000)
+    full = ppl_em.fit(normals, x, init="params", method="em")
+    loader = DataLoader(TensorDataset(x), batch_size=500)
+    for fit in (
+        ppl_em.fit(normals, loader, method=stepwise(passes=2)),
+        ppl_em.fit(normals, x, method=stepwise(passes=2, batch_size=500)),
+    ):
+        assert (full.objective - fit.objective) / len(x) < 0.01
+
+
 def test_chains_from_a_loader() -> None:
     x = programs.symbols(4000, 6)
     loader = DataLoader(TensorDataset(x), batch_size=400)
