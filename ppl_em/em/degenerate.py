@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ppl_em.distributions.compound import Compound, MixtureOf, TransformedOf
 from ppl_em.distributions.hidden_markov import HiddenMarkovOf
-from ppl_em.em.e_step import EStep
 from ppl_em.distributions.partly_observed import without_gaps
+from ppl_em.em.e_step import EStep
 from ppl_em.ir import Factor, Site
 from ppl_em.plan.plan import Plan
 
@@ -143,7 +143,7 @@ def _spread(site: Site, argument: str) -> Tensor:
     rows = len(value.dims) - len(keep) + sequence
     flat = columns.reshape(-1, *columns.shape[rows:])
     deviation = flat.std(0, correction=0)
-    size = flat.abs().amax(0)
+    size = torch.maximum(flat.amax(0), -flat.amin(0))  # the largest magnitude, without a copy of the data
     spread = torch.where(deviation > 0, deviation, torch.where(size > 0, size, torch.ones_like(size)))
     dims = (*keep, *(f"@event{i}" for i in range(spread.dim() - len(keep))))
     order = site.arguments[argument].value.dims

@@ -210,4 +210,4 @@ def _within(value: Tensor, fn: Any, count: int) -> Tensor:
     total = bound_of(_unwrapped(fn))
     if total is not None:
         return torch.minimum(value, total.to(value.dtype))
-    return value.clamp_max(count - 1)
+    return value if int(value.max()) < count else value.clamp_max(count - 1)

@@ -29,7 +29,8 @@ def check_observations(records: Mapping[str, Record]) -> None:
         if value.numel() == 0:
             raise DataError(message("nothing is observed (an empty tensor)", site=name, value=tuple(value.shape)))
         counted = _counted(record)
-        if value.is_floating_point():
+        # A finite sum has finite terms: the common case needs no memory of the size of the data.
+        if value.is_floating_point() and not bool(value.sum().isfinite()):
             _refuse(name, value, torch.isinf(value) & counted, "infinite values in observed data", "removing them")
         inside = None if _varies(record) else _inside_support(record)
         if inside is not None:
