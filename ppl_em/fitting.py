@@ -77,7 +77,8 @@ def fit(
 
     Args:
         model: any Pyro callable; no annotation is needed.
-        args: its positional arguments; arrays and tables become tensors.
+        args: its positional arguments; arrays and tables become tensors. Of a ``DataLoader`` each batch is one call of the
+            model: sites in the data plate add up over batches, others are counted once.
         guide: a Pyro guide, for SVI.
         method: ``"auto"``, ``"em"``, ``"svi"``, or an :class:`EM`, :class:`SVI` or :class:`Auto` with settings.
         init: ``"auto"``, ``"params"`` (the program's own values), ``"data"``, values by name, or a result to continue.
