@@ -55,7 +55,9 @@ def held_out_log_likelihood(
         raise PlanError(message("folds must lie between 2 and the number of data", value=folds, why=f"{size} data"))
     if not any(_belongs(v, size) for v in (*given, *keywords.values())):
         why = f"no argument is a tensor whose first dimension is the plate's size, {size}"
-        raise PlanError(message("it cannot be told what belongs to a datum", site=name, why=why, hint='criterion="bic"'))
+        raise PlanError(
+            message("it cannot be told what belongs to a datum", site=name, why=why, hint='criterion="bic"')
+        )
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     total = 0.0
     for k in range(folds):

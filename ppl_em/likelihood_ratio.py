@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_em.errors import ConvergenceError, DataError, PlanError, message
+from ppl_em.methods import EM
 
 if TYPE_CHECKING:
     from ppl_em.result import FitResult
@@ -17,6 +18,8 @@ __all__ = ["LikelihoodRatio", "likelihood_ratio_test"]
 
 #: A larger program that ends this far below the smaller one, in nats, is not at its optimum or not larger.
 ROUNDING = 1e-3
+#: Tolerance of fits to drawn data, nats: the statistic needs no more.
+REFIT_TOL = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +85,7 @@ def likelihood_ratio_test(
         why = f"it is {-statistic / 2:.4g} nats below the smaller one"
         hint = "more restarts, or exchange the two"
         raise ConvergenceError(message("the larger fit is not at its optimum", why=why, hint=hint))
+    options = {"method": EM(tol=REFIT_TOL), **options}
     drawn = smaller.predict(num_samples=num_samples, latents="prior", seed=seed)
     found = []
     for i in range(num_samples):

@@ -75,9 +75,7 @@ class Outcome:
 Observer = Callable[[int, State], bool]
 
 
-def make_starts(
-    machine: Machine, base: Parameters, init: str, count: int, seed: int, first: int = 0
-) -> list[Start]:
+def make_starts(machine: Machine, base: Parameters, init: str, count: int, seed: int, first: int = 0) -> list[Start]:
     """Starting points.
 
     Args:

@@ -192,7 +192,9 @@ def _labels(
         features = _smoothed(features, shape)
     if kind == "quantile":
         return _quantiles(features, size).reshape(shape)
-    return kmeans(features, size, generator, steps=0 if kind == "random" else 10, spread=kind != "random").reshape(shape)
+    return kmeans(features, size, generator, steps=0 if kind == "random" else 10, spread=kind != "random").reshape(
+        shape
+    )
 
 
 def site_features(block: Block, site: Site, dims: tuple[str, ...]) -> Tensor:
@@ -248,9 +250,7 @@ def _features(site: Site, dims: tuple[str, ...], shape: list[int]) -> Tensor:
     return torch.nan_to_num(without_gaps(flat.double()))
 
 
-def kmeans(
-    features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10, spread: bool = True
-) -> Tensor:
+def kmeans(features: Tensor, clusters: int, generator: torch.Generator, steps: int = 10, spread: bool = True) -> Tensor:
     """Labels (N,) of Lloyd's algorithm on features (N, F).
 
     Args:

@@ -43,13 +43,13 @@ class Task:
 
 
 def mixture_task(seed: int, covariance: str) -> Task:
-    """Components whose centres lie two to three standard deviations apart."""
+    """Components whose nearest centres lie about two and a half standard deviations apart."""
     generator = np.random.default_rng([seed, len(covariance)])
     num_components, width = 2 + seed % 4, 1 + (seed // 2) % 3
     width = max(width, 2) if covariance != "diagonal" else width
     count = 120 * num_components
     weights = generator.dirichlet(5 * np.ones(num_components))
-    centres = 2.5 * generator.normal(size=(num_components, width))
+    centres = _apart(generator, num_components, width, 2.5)
     shapes = [_shape(generator, width, covariance) for _ in range(num_components)]
     shapes = shapes[:1] * num_components if covariance == "tied" else shapes
     z = generator.choice(num_components, size=count, p=weights)
@@ -60,11 +60,10 @@ def mixture_task(seed: int, covariance: str) -> Task:
         from sklearn.mixture import GaussianMixture
 
         kind = {"diagonal": "diag"}.get(covariance, covariance)
-        init = ("kmeans", "k-means++", "random_from_data")[restart % 3]
-        found = GaussianMixture(
-            num_components, covariance_type=kind, tol=1e-9, max_iter=3000, reg_covar=0.0, init_params=init,
-            random_state=restart,
-        )  # fmt: skip
+        settings = {"covariance_type": kind, "tol": 1e-8, "max_iter": 2000, "reg_covar": 0.0, "random_state": restart}
+        if restart % 2:  # its own start is k-means; every other one has data for centres and a common covariance
+            settings |= _random_start(np.random.default_rng(restart), x, num_components, covariance)
+        found = GaussianMixture(num_components, **settings)
         try:
             found.fit(x)
         except ValueError:  # a covariance became singular
@@ -77,6 +76,18 @@ def mixture_task(seed: int, covariance: str) -> Task:
     return Task(name, gmm.model, (torch.from_numpy(x),), options, peer)
 
 
+def _apart(generator: np.random.Generator, count: int, width: int, distance: float) -> np.ndarray:
+    """Points (count, width) of which each is at least ``distance`` from all others, and near to one."""
+    points = [np.zeros(width)]
+    while len(points) < count:
+        step = generator.normal(size=width)
+        step *= generator.uniform(1.0, 1.4) * distance / np.linalg.norm(step)
+        new = points[generator.integers(len(points))] + step
+        if min(np.linalg.norm(new - p) for p in points) >= distance:
+            points.append(new)
+    return np.array(points)
+
+
 def _shape(generator: np.random.Generator, width: int, covariance: str) -> np.ndarray:
     """Square root of a covariance with standard deviations of 0.6 to 1.4."""
     scales = np.diag(generator.uniform(0.6, 1.4, size=width))
@@ -86,12 +97,22 @@ def _shape(generator: np.random.Generator, width: int, covariance: str) -> np.nd
     return rotation @ scales
 
 
+def _random_start(generator: np.random.Generator, x: np.ndarray, count: int, covariance: str) -> dict[str, np.ndarray]:
+    precision = np.linalg.inv(np.atleast_2d(np.cov(x.T)))
+    shapes = {"full": np.tile(precision, (count, 1, 1)), "tied": precision}
+    return {
+        "means_init": x[generator.choice(len(x), size=count, replace=False)],
+        "weights_init": np.full(count, 1 / count),
+        "precisions_init": shapes.get(covariance, np.tile(np.diag(precision), (count, 1))),
+    }
+
+
 def hmm_task(seed: int, emission: str) -> Task:
     """Sticky chains whose states overlap: Gaussian centres two standard deviations apart, or symbols in common."""
     generator = np.random.default_rng([seed, len(emission), 7])
     num_states, sequences, steps = 2 + seed % 3, 10, 40
     trans = 0.75 * np.eye(num_states) + 0.25 * generator.dirichlet(np.ones(num_states), size=num_states)
-    centres = 2.0 * generator.normal(size=num_states)
+    centres = _apart(generator, num_states, 1, 2.0)[:, 0]
     symbols = generator.dirichlet(0.6 * np.ones(6), size=num_states)
     states = np.empty((sequences, steps), int)
     for s in range(sequences):
@@ -114,7 +135,7 @@ def _hmm_peer(x: np.ndarray, num_states: int, emission: str) -> Callable[[int], 
         from hmmlearn.hmm import CategoricalHMM, GaussianHMM
 
         flat, lengths = x.reshape(-1, 1), [x.shape[1]] * len(x)
-        settings = {"n_iter": 3000, "tol": 1e-7, "random_state": restart, "implementation": "scaling"}
+        settings = {"n_iter": 1000, "tol": 1e-5, "random_state": restart, "implementation": "scaling"}
         if emission == "categorical":
             found = CategoricalHMM(num_states, **settings).fit(flat, lengths)
             return float(found.score(flat, lengths))

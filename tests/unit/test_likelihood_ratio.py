@@ -35,21 +35,21 @@ def noise(count: int = 60) -> Tensor:
 def test_two_clusters_need_two_components() -> None:
     x = noise() + torch.tensor([-3.0, 3.0]).repeat(30)
     one, two = fits(x, 1, 2)
-    test = ppl_em.likelihood_ratio_test(one, two, num_samples=19, restarts=2)
+    test = ppl_em.likelihood_ratio_test(one, two, num_samples=9, restarts=1)
     assert test.statistic == pytest.approx(2 * (two.log_likelihood - one.log_likelihood))  # type: ignore[operator]
-    assert test.p_value == 1 / 20
-    assert test.draws.shape == (19,) and bool((test.draws >= 0).all())
-    assert str(test).startswith("likelihood ratio") and "p = 0.05" in str(test)
+    assert test.p_value == 0.1
+    assert test.draws.shape == (9,) and bool((test.draws >= 0).all())
+    assert str(test).startswith("likelihood ratio") and "p = 0.1" in str(test)
 
 
 def test_one_cluster_needs_one() -> None:
     one, two = fits(noise(), 1, 2)
-    test = ppl_em.likelihood_ratio_test(one, two, num_samples=19, restarts=2, seed=3)
+    test = ppl_em.likelihood_ratio_test(one, two, num_samples=9, restarts=1, seed=3)
     assert test.p_value > 0.1
-    again = ppl_em.likelihood_ratio_test(one, two, num_samples=19, restarts=2, seed=3)
-    assert torch.equal(test.draws, again.draws)
-    other = ppl_em.likelihood_ratio_test(one, two, num_samples=19, restarts=2, seed=4)
-    assert not torch.equal(test.draws, other.draws)
+    few = {"num_samples": 2, "restarts": 1}
+    again, same, other = (ppl_em.likelihood_ratio_test(one, two, seed=s, **few) for s in (3, 3, 4))
+    assert torch.equal(again.draws, same.draws)
+    assert not torch.equal(again.draws, other.draws)
 
 
 @pytest.mark.slow
@@ -76,8 +76,6 @@ def test_what_cannot_be_tested_is_refused() -> None:
 def test_a_larger_fit_that_lies_lower_is_no_optimum() -> None:
     x = noise() + torch.tensor([-3.0, 3.0]).repeat(30)
     one = fits(x, 1)[0]
-    low = ppl_em.fit(
-        partial(mixture, num_components=2), x, init={"loc": [40.0, 50.0]}, method=ppl_em.EM(max_steps=0)
-    )
+    low = ppl_em.fit(partial(mixture, num_components=2), x, init={"loc": [40.0, 50.0]}, method=ppl_em.EM(max_steps=0))
     with pytest.raises(ConvergenceError, match="not at its optimum"):
         ppl_em.likelihood_ratio_test(one, low)
