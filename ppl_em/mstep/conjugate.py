@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_em.mstep.given import GivenSample, LostPrecision
 from ppl_em.mstep.sample import NoClosedForm, WeightedSample
 
 Message = dict[str, Tensor]
@@ -234,6 +235,8 @@ def _on_logs(
     message: Callable[[WeightedSample, Tensor | None], Message],
 ) -> Callable[[WeightedSample, Tensor | None], Message]:
     def of_logs(sample: WeightedSample, variance: Tensor | None = None) -> Message:
+        if isinstance(sample, GivenSample):
+            raise LostPrecision("statistics of logarithms were not computed")
         blocks = tuple(type(b)(b.weights, b.values.double().log(), b.rows) for b in sample.blocks)
         return message(WeightedSample(sample.args, blocks, sample.num_rows), variance)
 
