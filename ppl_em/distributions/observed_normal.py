@@ -17,6 +17,8 @@ from torch import Tensor
 CHUNK = 1 << 20
 #: Patterns of gaps are worked through one by one where each has this many data on average, else datum by datum.
 SHARED = 8
+#: Vectors of more elements than this have patterns that are no 64-bit numbers.
+BITS = 62
 
 
 def observed_log_prob(loc: Tensor, covariance: Tensor, value: Tensor) -> Tensor:
@@ -138,7 +140,13 @@ class Patterns:
     @classmethod
     def of(cls, value: Tensor) -> Patterns:
         """The patterns of (I, D) values with NaN where missing."""
-        keep, inverse, counts = torch.unique(~value.isnan(), dim=0, return_inverse=True, return_counts=True)
+        there = ~value.isnan()
+        if value.shape[1] <= BITS:  # a pattern as one number
+            bits = torch.arange(value.shape[1], device=value.device)
+            code, inverse, counts = torch.unique((there << bits).sum(1), return_inverse=True, return_counts=True)
+            keep = (code[:, None] >> bits) % 2 == 1
+        else:
+            keep, inverse, counts = torch.unique(there, dim=0, return_inverse=True, return_counts=True)
         return cls(keep, tuple(inverse.argsort(stable=True).split(counts.tolist())))
 
 

@@ -105,6 +105,7 @@ def test_predictions_have_no_holes(holed: ppl_em.FitResult) -> None:
     assert draws.shape == (3, 120, 2) and not bool(draws.isnan().any())
 
 
+@pytest.mark.slow
 def test_diagnose_and_report(holed: ppl_em.FitResult, tmp_path) -> None:  # type: ignore[no-untyped-def]
     text = str(holed.diagnose())
     assert "nan" not in text.lower()

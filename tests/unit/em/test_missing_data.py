@@ -414,3 +414,50 @@ def test_regression_leaves_missing_responses_out() -> None:
     assert np.allclose(result.params["slope"].numpy(), expected, atol=1e-8)
     residual = y[there] - x[there] @ result.params["slope"]
     assert float(result.params["scale"]) == pytest.approx(float(residual.square().mean().sqrt()), abs=1e-7)
+
+
+def plain_full(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(4))
+    covariance = pyro.param("covariance", torch.eye(4), constraint=constraints.positive_definite)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(loc, covariance), obs=x)
+
+
+def plain_diagonal(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(4))
+    scale = pyro.param("scale", torch.ones(4), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("model", [plain_full, plain_diagonal])
+def test_variational_inference_scores_what_is_there(model: Callable[[Tensor], None]) -> None:
+    x = holes(simulated(60), 0.2, seed=1)
+    exact = ppl_em.fit(model, x)
+    found = ppl_em.fit(model, x, method=ppl_em.SVI(max_steps=300), seed=0)
+    p = found.params
+    covariance = p["covariance"] if "covariance" in p else torch.diag(p["scale"].square())
+    bound = float(observed_log_likelihood(x, torch.ones(1), p["loc"][None], covariance[None]))
+    assert found.objective == pytest.approx(bound, abs=1e-6)  # no latents: the bound is the likelihood
+    assert found.objective <= float(exact.log_likelihood or 0.0) + 1e-6
+    assert found.objective > float(exact.log_likelihood or 0.0) - 0.5
+
+
+@pytest.mark.slow
+def test_an_encoder_reads_data_with_holes() -> None:
+    """One factor behind four columns: the bound stays below the exact likelihood of what is there, and near it."""
+    x = holes(simulated(60), 0.2, seed=1)
+
+    def factor(x: Tensor) -> None:
+        loadings = pyro.param("loadings", torch.tensor([0.5, -0.5, 0.2, 0.5]))
+        loc = pyro.param("loc", torch.tensor([1.0, -1.0, 0.5, 0.0]))
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc + loadings * u[:, None], 1.5).to_event(1), obs=x)
+
+    found = ppl_em.fit(factor, x, method=ppl_em.SVI(max_steps=400), seed=0)
+    p = found.params
+    covariance = torch.outer(p["loadings"], p["loadings"]) + 2.25 * torch.eye(4)
+    exact = float(observed_log_likelihood(x, torch.ones(1), p["loc"][None], covariance[None]))
+    bound = float(found.log_prob(num_particles=300).sum())
+    assert exact - 15.0 < bound < exact + 0.2  # the mean of 300 draws
