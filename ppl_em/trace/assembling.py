@@ -78,7 +78,7 @@ def assemble(
         changed = sorted(set(records) ^ set(survey.records))
         raise PlanError(message("the set of sites changes between runs", value=changed, hint="a fixed set of sites"))
     plates = name_plates(survey.records, layout)
-    thinning = Thinning(plates)
+    thinning = Thinning(plates, [tuple(f.name for f in r.frames if f.dim is not None) for r in records.values()])
     thinned = {n: scored(r, thinning.record(r), layout) for n, r in records.items()}
     sites = {
         n: build_site(r, survey.records[n], scopes[n], layout, plates, sources, summed, given, thinned[n].log_prob())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,8 @@ from ppl_em.trace.record import Record, version_of
 
 #: Plates of more elements than this are thinned, to this many.
 LARGE, KEPT = 20_000, 2_000
+#: Plates inside each other are thinned where they have more elements together, but to no fewer each than these.
+MANY, FEWEST = 100_000, 64
 
 
 class Thinning:
@@ -22,13 +25,19 @@ class Thinning:
 
     Args:
         plates: all plates.
+        nested: names of the plates around each site.
     """
 
-    def __init__(self, plates: Mapping[str, Plate]) -> None:
+    def __init__(self, plates: Mapping[str, Plate], nested: Iterable[tuple[str, ...]] = ()) -> None:
+        kept = {n: KEPT if p.size > LARGE and p.declared else p.size for n, p in plates.items()}
+        for names in nested:
+            while math.prod(kept[n] for n in names) > MANY:
+                largest = max((n for n in names if plates[n].declared), key=lambda n: kept[n], default=None)
+                if largest is None or kept[largest] <= FEWEST:
+                    break
+                kept[largest] = max(FEWEST, kept[largest] // 2)
         self.index = {
-            n: torch.linspace(0, p.size - 1, KEPT).long().unique()
-            for n, p in plates.items()
-            if p.size > LARGE and p.declared
+            n: torch.linspace(0, p.size - 1, kept[n]).long().unique() for n, p in plates.items() if kept[n] < p.size
         }
 
     def record(self, record: Record) -> Record:
@@ -82,7 +91,7 @@ class Thinning:
 
     def _tensor(self, tensor: Tensor, dims: tuple[str, ...]) -> Tensor:
         for axis, dim in enumerate(dims):
-            if dim in self.index and tensor.shape[axis] > LARGE:
+            if dim in self.index and tensor.shape[axis] > len(self.index[dim]):
                 tensor = tensor.index_select(axis, self.index[dim].to(tensor.device))
         return tensor
 
@@ -103,7 +112,7 @@ def _take(tensor: Tensor, cut: Mapping[int, Tensor], right: int) -> Tensor:
     """Elements along batch dimensions that stand left of ``right`` further dimensions."""
     for dim, index in cut.items():
         axis = dim - right
-        if -axis <= tensor.dim() and tensor.shape[axis] > LARGE:
+        if -axis <= tensor.dim() and tensor.shape[axis] > len(index):
             tensor = tensor.index_select(axis, index.to(tensor.device))
     return tensor
 
