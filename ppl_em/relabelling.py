@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ppl_em.em.labels import axis_of
 from ppl_em.errors import PplEmError, message
 from ppl_em.ir import Program
 from ppl_em.plan.plan import Plan
@@ -74,17 +75,3 @@ def component_axes(plan: Plan) -> dict[str, tuple[int, ...]]:
                     if found is not None:
                         axes.setdefault(link.parameter, set()).add(found)
     return {n: tuple(sorted(a)) for n, a in axes.items()}
-
-
-def axis_of(index: Tensor, position: int, shape: torch.Size) -> int | None:
-    """The axis of a parameter along which its index moves when an argument's dimension moves."""
-    along = index.movedim(position, 0).reshape(index.shape[position], -1)
-    if len(along) < 2 or bool((along < 0).any()):
-        return None
-    step = int(along[1, 0] - along[0, 0])
-    stride = 1
-    for axis in range(len(shape) - 1, -1, -1):
-        if step == stride and shape[axis] == len(along):
-            return axis
-        stride *= shape[axis]
-    return None

@@ -14,38 +14,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ppl_em.em.e_step import e_step
-from ppl_em.ir import Program
+from ppl_em.em.labels import Labels, label_sets
 from ppl_em.plan.plan import Plan
-from ppl_em.relabelling import axis_of
 
 #: An assignment whose squared distance exceeds this part of the next best one's is ambiguous.
 AMBIGUOUS = 0.5
 #: Labels are exchangeable if permuting them changes the objective by less than this, relative to its size.
 INVARIANT = 1e-8
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Latents whose values can be renamed together.
-
-    Args:
-        latents: their names.
-        size: number of values.
-        axes: for each parameter that they index, the axes along which.
-    """
-
-    latents: tuple[str, ...]
-    size: int
-    axes: Mapping[str, tuple[int, ...]]
-
-    def permute(self, values: Mapping[str, Tensor], order: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """Values under other labels: the new label k is the old label ``order[k]``."""
-        index = torch.as_tensor(order, dtype=torch.int64)
-        moved = dict(values)
-        for name, axes in self.axes.items():
-            for axis in axes:
-                moved[name] = moved[name].index_select(axis, index)
-        return moved
 
 
 @dataclass(frozen=True)
@@ -99,35 +74,6 @@ def align(
     squares = [((values[n] - reference[n]) / scales[n]).double().square().reshape(-1) for n in reference]
     together = torch.cat(squares) if squares else torch.zeros(1)
     return Alignment(dict(values), float(together.mean().sqrt()), ambiguous)
-
-
-def label_sets(program: Program) -> list[Labels]:
-    """Latents joined wherever they index the same axis of the same parameter."""
-    homes: dict[tuple[str, int], set[str]] = {}
-    for site in program.sites.values():
-        for argument in site.arguments.values():
-            for link in argument.links:
-                shape = program.parameters[link.parameter].init.shape
-                places = [(i, d) for i, d in enumerate(argument.value.dims) if d in program.latents]
-                if site.role == "latent" and argument.value.event_dim == 1 and site.name in program.latents:
-                    places.append((link.index.dim() - 1, site.name))
-                for position, latent in places:
-                    axis = axis_of(link.index, position, shape)
-                    if axis is not None:
-                        homes.setdefault((link.parameter, axis), set()).add(latent)
-    groups: list[tuple[set[str], set[tuple[str, int]]]] = []
-    for home, latents in homes.items():
-        touching = [g for g in groups if g[0] & latents]
-        merged = (latents.union(*(g[0] for g in touching)), {home}.union(*(g[1] for g in touching)))
-        groups = [g for g in groups if g not in touching] + [merged]
-    result = []
-    for latents, places in groups:
-        sizes = {program.latents[z].cardinality for z in latents}
-        names = sorted({n for n, _ in places})
-        axes = {n: tuple(sorted(a for m, a in places if m == n)) for n in names}
-        if len(sizes) == 1:
-            result.append(Labels(tuple(sorted(latents)), sizes.pop(), axes))
-    return result
 
 
 def _scale(value: Tensor, labels: Sequence[Labels], name: str, error: Tensor | None) -> Tensor:

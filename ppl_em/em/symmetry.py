@@ -7,6 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from ppl_em.em.labels import label_sets
 from ppl_em.em.start import perturb
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.plan import Plan
@@ -22,8 +23,6 @@ def alike(plan: Plan, values: Parameters) -> list[str]:
         plan: gives the links from latents to parameters.
         values: constrained values.
     """
-    from ppl_em.diagnostics.alignment import label_sets
-
     found: list[str] = []
     for labels in label_sets(plan.program):
         for i, j in combinations(range(labels.size), 2):
