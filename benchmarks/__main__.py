@@ -64,7 +64,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("tasks", nargs="*", default=task_names(), help="tasks, or modules of tasks (default: all)")
     parser.add_argument("--peers", action="store_true", help="run ours and each peer; it is what happens anyway")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each process")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each task")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of each task")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
     parser.add_argument(
         "--profile", action="store_true", help="list the functions in which ours spends its time instead"

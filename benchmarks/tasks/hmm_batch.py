@@ -83,7 +83,7 @@ def task(n: int, ragged: bool, limit: float | None, *axes: str) -> Task:
         },
         num_steps=(2, 12),
         tolerance=1e-3,
-        max_repeats=50 if limit is not None else 3,
+        max_repeats=50 if limit is not None else 2,
         threads=None if limit is not None else (1,),
         target=None if limit is None else Target("hmmlearn", limit),
         points=tuple(Point("HMM, many sequences", axis, n) for axis in axes),

@@ -99,7 +99,7 @@ def task(kind: str, num_steps: int, k: int, limit: float | None, *axes: str) -> 
         },
         num_steps=(2, 6 if num_steps > T else 22),
         tolerance=1e-8 * num_steps,
-        max_repeats=50 if limit is not None else 3,
+        max_repeats=50 if limit is not None else 2,
         threads=None if limit is not None else (1,),
         target=None if limit is None else Target("hmmlearn", limit),
         points=tuple(Point("HMM, one sequence", axis, size[axis]) for axis in axes),

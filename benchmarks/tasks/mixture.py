@@ -92,7 +92,7 @@ def task(covariance: str, n: int, d: int, k: int, limit: float | None, *axes: st
     kind = "diagonal" if covariance == "diag" else "full"
     size = {"N": n, "D": d, "K": k}
     elements = n * d * k
-    long = 6 if elements > 2e7 else 22
+    long = 5 if elements > 2e7 else 22
     return Task(
         what=f"mixture of {k} Gaussians with {kind} covariances, {n:,} × {d} observations",
         contenders={
@@ -101,7 +101,7 @@ def task(covariance: str, n: int, d: int, k: int, limit: float | None, *axes: st
         },
         num_steps=(2, long),
         tolerance=1e-9 * n * d,
-        max_repeats=50 if limit is not None else 3,
+        max_repeats=50 if limit is not None else 2,
         threads=None if limit is not None else (1,),
         target=None if limit is None else Target("scikit-learn", limit),
         memory=8 * n * d if n >= 1_000_000 else None,

@@ -33,5 +33,6 @@ TASK = Task(
         "1,000 steps": Contender(partial(plans, 1000), same_algorithm=False),
     },
     num_steps=(1, 3),
+    threads=(1,),
     limit_seconds=2.0,
 )

@@ -71,5 +71,6 @@ TASK = Task(
         "sum of 40": Contender(partial(refusals, total), same_algorithm=False),
     },
     num_steps=(1, 3),
+    threads=(1,),
     limit_seconds=1.0,
 )

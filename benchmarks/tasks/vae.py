@@ -114,5 +114,6 @@ TASK = Task(
         "Pyro SVI": Contender(pyros, same_algorithm=False),
     },
     num_steps=(50, 450),
-    max_repeats=12,
+    max_repeats=2,
+    threads=(1,),
 )
