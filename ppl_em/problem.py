@@ -127,7 +127,9 @@ def pose(
     start = {**{n: p.init for n, p in plan.program.parameters.items()}, **factors}
     guides = {n: v for n, v in values.items() if n in guide_values}
     columns = column_names(args, kwargs)
-    return Problem(source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing, parts, carried)
+    return Problem(
+        source, plan, em, svi, start, init, seed, columns, guide, guides, given, loader, tracing, parts, carried
+    )
 
 
 def _source(

@@ -133,8 +133,7 @@ class Gradient(Climb):
     def _values(self) -> dict[str, Tensor]:
         """The parameters as functions of the leaves."""
         return {
-            n: leaf if self._module(n) is not None else self._constrained(n, leaf)
-            for n, leaf in self._leaves.items()
+            n: leaf if self._module(n) is not None else self._constrained(n, leaf) for n, leaf in self._leaves.items()
         }
 
     def _module(self, name: str) -> Tensor | None:

@@ -33,6 +33,11 @@ class SavedPlan:
         return bool(self.content["exact"])
 
     @property
+    def method(self) -> str:
+        """``"em"`` or ``"svi"``."""
+        return str(self.content["method"])
+
+    @property
     def map_space(self) -> str:
         """The space of the priors' densities at point estimates."""
         return str(self.content.get("map_space", "constrained"))

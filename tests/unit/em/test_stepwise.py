@@ -82,6 +82,15 @@ def test_from_defaults_a_poor_start_is_not_kept() -> None:
         assert (full.objective - fit.objective) / len(x) < 0.01
 
 
+@pytest.mark.slow
+def test_one_pass_over_chains_is_within_a_hundredth_of_a_nat_of_full_em() -> None:
+    x = programs.symbols(10_000, 10)
+    full = ppl_em.fit(programs.chains, x, init="params", method="em")
+    once = ppl_em.fit(programs.chains, x, init="params", method=stepwise(passes=1, batch_size=100))
+    assert full.converged
+    assert (full.objective - once.objective) / len(x) < 0.01
+
+
 def test_chains_from_a_loader() -> None:
     x = programs.symbols(4000, 6)
     loader = DataLoader(TensorDataset(x), batch_size=400)

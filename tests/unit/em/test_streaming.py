@@ -83,6 +83,7 @@ def test_batches_that_do_not_fit_into_memory_are_traced_anew(name: str) -> None:
     assert gap(streamed, kept) < BRUTE_FORCE
 
 
+@pytest.mark.slow
 def test_a_run_to_the_end_with_starts_and_acceleration() -> None:
     whole = ppl_em.fit(normals, X, method="em")
     parts = ppl_em.fit(normals, loader(X, size=250), method="em", restarts=3)
