@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -18,11 +19,19 @@ class _Replace(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and msg["name"] in self.values:
-            msg["value"] = self.values[msg["name"]]
+            msg["value"] = _with_holes(self.values[msg["name"]], msg["value"])
+
+
+def _with_holes(value: Tensor, before: Any) -> Tensor:
+    """Other values with elements missing (NaN) where they were missing before."""
+    if not isinstance(before, Tensor) or not before.is_floating_point() or before.shape != value.shape:
+        return value
+    gone = before.isnan()
+    return torch.where(gone, torch.nan, value) if bool(gone.any()) else value
 
 
 class Reobserved:
-    """A program with other observed values; its arguments stay what they are.
+    """A program with other observed values; its arguments stay what they are, and what was missing stays missing.
 
     Args:
         model: the program.

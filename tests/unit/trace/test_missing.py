@@ -18,6 +18,7 @@ from ppl_em.distributions.observed_normal import conditional, conditional_mean, 
 from ppl_em.distributions.partly_observed import PartlyObservedNormal
 from ppl_em.errors import DataError
 from ppl_em.trace.missing import seen_part
+from ppl_em.trace.reobserve import Reobserved
 
 NAN = torch.nan
 
@@ -304,3 +305,16 @@ def test_weights_are_repeated_data(how: str) -> None:
     assert torch.allclose(a.history, b.history, atol=1e-8)
     for name in a.params:
         assert torch.allclose(a.params[name], b.params[name], atol=1e-8), name
+
+
+def test_other_data_have_the_same_holes() -> None:
+    """Refits to data drawn from the fit (the bootstrap) know as little as the fit did."""
+    x = torch.tensor([0.4, NAN, 1.0, NAN])
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    again = Reobserved(model, {"x": torch.tensor([5.0, 6.0, 7.0, 8.0])})
+    assert float(ppl_em.fit(again, x).params["loc"]) == pytest.approx(6.0)
