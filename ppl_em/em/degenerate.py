@@ -104,12 +104,14 @@ def empty(plan: Plan, e: EStep) -> str:
 
     Args:
         plan: the plan.
-        e: the E-step; blocks whose weights it does not hold are passed over.
+        e: the E-step; chains, and blocks whose weights it does not hold, are passed over.
     """
     if any(s.point is not None for s in plan.plain):
         return ""
     parameters = plan.program.parameters
-    for site in plan.sites():
+    # A state of a chain has data at some steps and none at others: one step says nothing.
+    single = [b.block for b in plan.blocks if b.block.axis is None and b.block.slices is None]
+    for site in (s for block in single for s in block.sites):
         found = e.weights.get(site.name)
         own = [d for d in (() if found is None else found.factor.dims) if d in site.scope]
         links = [link.parameter for a in site.arguments.values() for link in a.links]
