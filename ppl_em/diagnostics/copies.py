@@ -43,10 +43,21 @@ def copies(plan: Plan) -> Tensor | None:
 
 
 def number_of_data(plan: Plan) -> int | None:
-    """Data in the outermost data plate, copies counted, those that are missing altogether not; None without a plate."""
-    plate = plan.program.data_plate
-    if plate is None:
+    """Data in the outermost data plate, copies counted, those that are missing altogether not; None without a plate.
+
+    Where observations lie in several plates side by side, the data of each are counted, and sites outside once each.
+    """
+    if plan.program.data_plate is not None:
+        return _seen_in(plan, plan.program.data_plate)
+    observed = [s for s in plan.program.sites.values() if s.role == "observed"]
+    outermost = dict.fromkeys(s.plates[0] for s in observed if s.plates)
+    if not outermost:
         return None
+    return sum(_seen_in(plan, p) for p in outermost) + sum(not s.plates for s in observed)
+
+
+def _seen_in(plan: Plan, plate: str) -> int:
+    """Elements of a plate for which anything is observed, copies counted."""
     size = plan.program.plates[plate].size
     try:
         counts = copies(plan)

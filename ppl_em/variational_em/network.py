@@ -29,6 +29,7 @@ from ppl_em.variational_em.nodes import Node
 from ppl_em.variational_em.priors import gain, posterior, prior_hyperparameters
 from ppl_em.variational_em.recognition import find_nodes
 from ppl_em.variational_em.statistics import Drawn, Observed
+from ppl_em.variational_em.unobserved import unobserved_normalised
 
 Factors = Mapping[str, Hyper]
 """Hyperparameters of every factor, by name of the latent."""
@@ -124,7 +125,7 @@ class Network:
         values = {**values, **self.means(beliefs)}
         found = {s.name: expected_log_factor(s, beliefs, values) for s in sites if s.name in self.sites}
         found.update(site_factors(self.plan, values, [s for s in sites if s.name not in found]))
-        return found
+        return unobserved_normalised(self.plan, found)
 
     def gain(self, factors: Factors, values: Values) -> float:
         """−Σ KL(q(θ) ‖ p(θ)) of all factors, nats; conditional on the latents that the priors are made of."""
