@@ -247,7 +247,7 @@ def coordinate_ascent(x: np.ndarray, weights: np.ndarray) -> tuple[float, np.nda
     for _ in range(500):
         expected = special.digamma(a) - special.digamma(a.sum())
         logs = expected + stats.norm.logpdf(x[:, None], mu, 1.3) - v / 2 / 1.3**2
-        log_z = special.logsumexp(logs, 1)
+        log_z = np.asarray(special.logsumexp(logs, 1))
         bound = (weights * log_z).sum() + ((prior - a) * expected).sum() + special.gammaln(prior.sum())
         bound += special.gammaln(a).sum() - special.gammaln(a.sum()) - special.gammaln(prior).sum()
         bound -= (((mu**2 + v) / 25 - 1 - np.log(v / 25)) / 2).sum()
