@@ -123,7 +123,7 @@ def test_whole_data_missing_under_a_tied_covariance(tmp_path: Path) -> None:
         cov, total = root @ root.T, 0.0
         for row in x.numpy():
             if (i := ~np.isnan(row)).any():
-                total += stats.multivariate_normal.logpdf(row[i], v[:2][i], cov[np.ix_(i, i)])
+                total += stats.multivariate_normal.logpdf(row[i], v[:2][i], cov[np.ix_(i, i)])  # pyright: ignore[reportArgumentType]
         return float(total)
 
     result = ppl_em.fit(model, x)
