@@ -59,7 +59,9 @@ def label_sets(program: Program) -> list[Labels]:
         sizes = {program.latents[z].cardinality for z in latents}
         names = sorted({n for n, _ in places})
         axes = {n: tuple(sorted(a for m, a in places if m == n)) for n in names}
-        if len(sizes) == 1:
+        # A latent of several elements has more values than the table has entries: these have no labels of their own.
+        whole = all(program.parameters[n].init.shape[a] in sizes for n, of in axes.items() for a in of)
+        if len(sizes) == 1 and whole:
             result.append(Labels(tuple(sorted(latents)), sizes.pop(), axes))
     return result
 

@@ -27,6 +27,8 @@ GAIN = 1e-13
 NULL = 1e-11
 #: A converged Newton step that still moves a linear predictor by this much has no maximum ahead.
 RUNAWAY = 0.3
+#: Linear predictors beyond this have probabilities of zero and one to rounding.
+SATURATED = 30.0
 
 #: Maps a site and its log-factor to its part of Q.
 Score = Callable[[Site, Factor], Tensor]
@@ -103,10 +105,31 @@ class Coefficients:
         theta = torch.cat([self.parameters[n].detach().double().reshape(-1) for n in self.names])
         _, slope, hessian = self._expand(score, theta)
         direction, gain = _ascent(slope, hessian)
-        if not gain < math.inf or not bool(direction.any()):
-            return None
-        far, moved = 0.0, 0.0
+        if gain < math.inf and bool(direction.any()):
+            found = self._moves(theta, direction, 0.0)
+            if found is not None and found[2] > RUNAWAY:
+                return found[:2]
+        for direction in _flat(hessian):  # so far out that nothing changes any more, to rounding
+            found = self._moves(theta, direction, SATURATED)
+            if found is not None and self._matters(score, theta, direction * SATURATED / found[2]):
+                return found[:2]
+        return None
+
+    def _matters(self, score: Score, theta: Tensor, back: Tensor) -> bool:
+        """Whether Q falls on the way back to moderate predictors; what it never depends on is no escape."""
+        here = self._q(score, theta)
+        return any(abs(self._q(score, theta + sign * back) - here) > 1e-6 for sign in (-1.0, 1.0))
+
+    def _moves(self, theta: Tensor, direction: Tensor, least: float) -> tuple[str, float, float] | None:
+        """The parameter that a step changes most, the largest predictor that it moves, and how far it moves it.
+
+        Args:
+            theta: present values, (P,).
+            direction: the step, (P,).
+            least: predictors smaller than this do not count.
+        """
         step = self._values(theta + direction)
+        far, moved = 0.0, 0.0
         for site in self.sites:
             for argument in site.arguments.values():
                 design = argument.design
@@ -114,10 +137,12 @@ class Coefficients:
                     continue
                 now = design.predictor(self.parameters)
                 change = (design.predictor({**self.parameters, **step}) - now).abs().nan_to_num(0.0, 0.0, 0.0)
-                if float(change.max()) > moved:
-                    moved, far = float(change.max()), float(now.abs().nan_to_num(0.0, 0.0, 0.0).max())
+                now = now.abs().nan_to_num(0.0, 0.0, 0.0)
+                change = torch.where(now >= least, change, 0.0)
+                if float(change.max()) > max(moved, 1e-9):
+                    moved, far = float(change.max()), float(now.max())
         sizes = {n: float((step[n] - self.parameters[n]).abs().max()) for n in self.names}
-        return (max(sizes, key=lambda n: sizes[n]), far) if moved > RUNAWAY else None
+        return (max(sizes, key=lambda n: sizes[n]), far, moved) if moved > 0 else None
 
     def _values(self, theta: Tensor) -> dict[str, Tensor]:
         result = {}
@@ -259,6 +284,16 @@ def _accumulate(
             hessian.index_put_((at[:, None], there[None, :]), product, accumulate=True)
             if b < a:
                 hessian.index_put_((there[:, None], at[None, :]), product.mT, accumulate=True)
+
+
+def _flat(hessian: Tensor) -> Tensor:
+    """Directions (n, P) along which Q has no curvature, to rounding."""
+    if not bool(torch.isfinite(hessian).all()):
+        return hessian[:0]
+    size = hessian.diagonal().abs().sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    values, vectors = torch.linalg.eigh(-(hessian + hessian.mT) / 2 / size[:, None] / size[None, :])
+    return (vectors[:, values.abs() <= NULL * values.abs().max()] / size[:, None]).mT
 
 
 def _ascent(slope: Tensor, hessian: Tensor) -> tuple[Tensor, float]:

@@ -236,3 +236,19 @@ def test_parameters_of_a_wrong_shape_are_named() -> None:
 
     with pytest.raises(ppl_em.errors.ModelError, match=r"site 'x' \(value \(20, 2\)\).*event shape \(3,\)"):
         ppl_em.fit(model, torch.randn(20, 2))
+
+
+def test_a_softmax_without_a_reference_class_is_no_separation() -> None:
+    """Adding to the coefficients of all classes changes nothing, however large the predictors are."""
+    x = torch.cat([torch.randn(80), torch.tensor([40.0])])
+    y = (torch.rand(81) < torch.sigmoid(1.5 * x)).long()
+
+    def classes(x: Tensor, y: Tensor) -> None:
+        coef = pyro.param("coef", torch.zeros(2))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Categorical(logits=x[:, None] * coef), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = ppl_em.fit(classes, x, y, init={"coef": [20.0, 21.0]})
+    assert float((x[:, None] * result.params["coef"]).abs().max()) > 100
