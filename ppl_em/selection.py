@@ -105,6 +105,10 @@ def select(
     table = table.loc[list(names)].set_axis(pd.Index(listed, name="choice"))
     bad = (Status.DEGENERATE, Status.NON_FINITE, Status.NOT_MONOTONE)
     sound = [c for c in listed if results[c].status not in bad and results[c].log_likelihood is not None]
+    if all(r.log_likelihood is None for r in results.values()):
+        why = "these fits have bounds only"
+        hint = "comparing result.objective of each, or estimate_log_likelihood()"
+        raise PlanError(message(f"{criterion} needs exact log-likelihoods", why=why, hint=hint))
     if not sound:
         raise ConvergenceError(message("no choice was fitted to an optimum", hint="other starts or fewer components"))
     if criterion == "cv":

@@ -114,3 +114,15 @@ def test_bad_requests(choices: list[int], criterion: str) -> None:
 def test_what_is_not_there_yet_says_so(name: str) -> None:
     with pytest.raises(NotAvailableYet, match=name):
         getattr(ppl_em, name)(make(2), gmm.load())
+
+
+def test_fits_by_a_bound_have_no_criterion() -> None:
+    def coin(x: torch.Tensor, prior: float) -> None:
+        p = pyro.sample("p", dist.Beta(prior, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(p), obs=x)
+
+    with pytest.raises(PlanError, match="bounds only.*result.objective"):
+        ppl_em.select(
+            lambda a: partial(coin, prior=a), [1.0, 2.0], torch.ones(5), method=ppl_em.EM(globals="variational")
+        )
