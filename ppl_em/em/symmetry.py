@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ppl_em.em.labels import label_sets
+from ppl_em.em.labels import Labels, label_sets
 from ppl_em.em.start import perturb
 from ppl_em.em.updates import Parameters
 from ppl_em.plan.plan import Plan
@@ -29,9 +29,26 @@ def alike(plan: Plan, values: Parameters) -> list[str]:
             order = torch.arange(labels.size)
             order[i], order[j] = j, i
             swapped = labels.permute({n: values[n] for n in labels.axes}, order)
-            if all(_equal(swapped[n], values[n]) for n in labels.axes):
+            same = all(_equal(swapped[n], values[n]) for n in labels.axes)
+            if same and _exchangeable(plan, labels, values, order):
                 found += [n for n in labels.axes if n not in found]
     return found
+
+
+def _exchangeable(plan: Plan, labels: Labels, values: Parameters, order: Tensor) -> bool:
+    """Whether every argument is the same under other labels: predictors and constants can tell values apart too."""
+    for site in plan.program.sites.values():
+        for argument in site.arguments.values():
+            value = argument.evaluate(values).detach()
+            moved = value
+            for axis, dim in enumerate(argument.value.dims):
+                if dim in labels.latents and moved.shape[axis] == len(order):
+                    moved = moved.index_select(axis, order)
+            if site.name in labels.latents and argument.value.event_dim == 1:
+                moved = moved.index_select(moved.dim() - 1, order)
+            if not _equal(moved, value):
+                return False
+    return True
 
 
 def broken(plan: Plan, values: Parameters, generator: torch.Generator) -> Parameters:

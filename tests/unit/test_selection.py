@@ -12,7 +12,7 @@ import torch
 
 import ppl_em
 from models import gmm
-from ppl_em.errors import NotAvailableYet, PlanError
+from ppl_em.errors import PlanError
 
 
 def make(num_components: int):
@@ -108,12 +108,6 @@ def test_impossible_numbers_of_folds(folds: int) -> None:
 def test_bad_requests(choices: list[int], criterion: str) -> None:
     with pytest.raises(PlanError):
         ppl_em.select(make, choices, gmm.load(), criterion=criterion)
-
-
-@pytest.mark.parametrize("name", ["calibrate"])
-def test_what_is_not_there_yet_says_so(name: str) -> None:
-    with pytest.raises(NotAvailableYet, match=name):
-        getattr(ppl_em, name)(make(2), gmm.load())
 
 
 def test_fits_by_a_bound_have_no_criterion() -> None:
