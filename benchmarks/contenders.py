@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,9 +26,17 @@ def plain_em(model: Callable[..., None], arrays: tuple[Any, ...], start: Mapping
     init = {name: torch.as_tensor(value, device=torch.get_default_device()) for name, value in start.items()}
 
     def run(num_steps: int) -> Finish:
-        method = ppl_em.EM(max_steps=num_steps, tol=0.0, accelerate=False)
+        marks: list[float] = []
+        method = ppl_em.EM(
+            max_steps=num_steps, tol=0.0, accelerate=False, callback=lambda _: marks.append(time.perf_counter())
+        )
         result = ppl_em.fit(model, *args, init=init, method=method, restarts=1)
-        return lambda: float(result.objective)
+
+        def finish() -> float:
+            return float(result.objective)
+
+        finish.marks = marks  # type: ignore[attr-defined]
+        return finish
 
     return run
 

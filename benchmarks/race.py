@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -40,6 +42,10 @@ class Outcome:
     log_likelihood: float
     seconds: tuple[float, ...]
     peak: float | None = None
+
+
+#: Marked steps that are not counted.
+SETTLING = 1
 
 
 class BenchmarkError(RuntimeError):
@@ -86,6 +92,7 @@ def race(name: str, task: Task, threads: int, repeats: int, devices: Sequence[st
         runners.update({on_device(device): runners[OURS] for device in devices})
     steps = {other: contender.num_steps or task.num_steps for other, contender in runners.items()}
     times: dict[str, list[tuple[float, float]]] = {other: [] for other in runners}
+    marks: dict[str, list[float]] = {other: [] for other in runners}
     reached: dict[str, float] = {}
     peaks: dict[str, float | None] = {}
     with contextlib.ExitStack() as stack:
@@ -97,11 +104,14 @@ def race(name: str, task: Task, threads: int, repeats: int, devices: Sequence[st
                 short, long = (worker.order("run", num_steps) for num_steps in steps[worker.name])
                 if round_ > 0:
                     times[worker.name].append((short["seconds"], long["seconds"]))
+                    marks[worker.name].append(_by_marks(long["marks"]))
                 reached[worker.name] = long["log_likelihood"]
         for worker in workers:
             peaks[worker.name] = _peak(task, worker, steps[worker.name][0])
     _check_agreement({other: reached[other] for other, c in runners.items() if c.same_algorithm}, task.tolerance)
-    return {other: _outcome(times[other], steps[other], reached[other], peaks[other]) for other in runners}
+    return {
+        other: _outcome(times[other], marks[other], steps[other], reached[other], peaks[other]) for other in runners
+    }
 
 
 def profile(name: str, contender: str, task: Task, threads: int = 1) -> str:
@@ -129,12 +139,26 @@ def _peak(task: Task, worker: _Worker, num_steps: int) -> float | None:
     return None if growth is None else 1.0 + growth / task.memory
 
 
+def _by_marks(marks: list[float]) -> float:
+    """Median time of a step between marks, the first steps (in which rules are proven) left out; NaN without marks."""
+    gaps = [b - a for a, b in itertools.pairwise(marks)][SETTLING:]
+    return statistics.median(gaps) if gaps else math.nan
+
+
 def _outcome(
-    times: list[tuple[float, float]], num_steps: tuple[int, int], reached: float, peak: float | None = None
+    times: list[tuple[float, float]],
+    marks: list[float],
+    num_steps: tuple[int, int],
+    reached: float,
+    peak: float | None = None,
 ) -> Outcome:
-    """Separates steps from start, round by round: the two runs of a round saw the same machine."""
+    """Separates steps from start, round by round: the two runs of a round saw the same machine.
+
+    A contender that tells when each step ended is timed by that: where the start takes seconds, the difference of two runs
+    is noise.
+    """
     short, long = num_steps
-    steps = [(b - a) / (long - short) for a, b in times]
+    steps = [(b - a) / (long - short) if math.isnan(m) else m for (a, b), m in zip(times, marks, strict=True)]
     starts = [b - step * long for (_, b), step in zip(times, steps, strict=True)]
     step = statistics.median(steps)
     quartiles = statistics.quantiles(steps, n=4) if len(steps) > 1 else [step] * 3

@@ -40,10 +40,19 @@ def test_a_modules_name_chooses_all_its_variants() -> None:
 
 def test_a_step_costs_the_difference_and_the_start_the_rest() -> None:
     # A slow machine in the second round, a disturbance in the third.
-    outcome = race._outcome([(1.2, 2.2), (2.4, 4.4), (1.2, 1.3)], (2, 12), -3.0)
+    outcome = race._outcome([(1.2, 2.2), (2.4, 4.4), (1.2, 1.3)], [math.nan] * 3, (2, 12), -3.0)
     assert outcome.step_seconds == pytest.approx(0.1)
     assert outcome.start_seconds == pytest.approx(1.18)
     assert outcome.log_likelihood == -3.0
+
+
+def test_a_step_costs_what_lies_between_its_marks() -> None:
+    # A step is 0.1 s but for the first, in which rules are proven; the two runs differ by a slow start.
+    marked = race._by_marks([5.0, 5.7, 5.8, 5.9, 6.0])
+    assert marked == pytest.approx(0.1)
+    outcome = race._outcome([(9.0, 6.2)], [marked], (2, 12), -3.0)
+    assert outcome.step_seconds == pytest.approx(0.1) and outcome.start_seconds == pytest.approx(5.0)
+    assert math.isnan(race._by_marks([]))
 
 
 def test_disagreement_is_an_error() -> None:
