@@ -1,6 +1,7 @@
 """The benchmark harness: turns, agreement, ratios, curves. (What it measures is no test's business.)"""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
