@@ -22,10 +22,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     description = machine.describe()
     results: dict[tuple[str, int], dict[str, Outcome]] = {}
+    if options.resume:
+        kept = report.read(options.out, description)
+        tasks |= {name: read_task(name) for name, _ in kept}
+        results |= kept
     errors: dict[tuple[str, int], str] = {}
     for name, task in tasks.items():
         for threads in options.threads:
-            if task.threads is not None and threads not in task.threads:
+            if (task.threads is not None and threads not in task.threads) or (name, threads) in results:
                 continue
             began = time.perf_counter()
             print(f"{name}, {threads} thread(s): {task.what}", end="", file=sys.stderr, flush=True)
@@ -36,15 +40,20 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"\n  {error}", end="", file=sys.stderr)
                 errors[name, threads] = str(error)
             print(f" ({time.perf_counter() - began:.0f} s)", file=sys.stderr)
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            record = report.Record(results, tasks, description, now, errors)
-            report.write(options.out, record)
+            report.write(options.out, _record(results, tasks, description, errors))
     found = curves.curves(results, tasks)
     if found:
         curves.draw(found, options.out / "growth.png")
     if results:
-        print(report.markdown(record))
+        print(report.markdown(_record(results, tasks, description, errors)))
     return int(bool(errors))
+
+
+def _record(
+    results: report.Results, tasks: dict[str, Task], description: dict[str, str], errors: dict[tuple[str, int], str]
+) -> report.Record:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return report.Record(results, tasks, description, now, errors)
 
 
 def _write_profiles(tasks: dict[str, Task], directory: Path) -> None:
@@ -66,6 +75,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads of each process")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of each task")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where to write")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep what an earlier run on this machine has written, and do the rest"
+    )
     parser.add_argument(
         "--profile", action="store_true", help="list the functions in which ours spends its time instead"
     )

@@ -176,6 +176,26 @@ def write(directory: Path, record: Record) -> None:
         os.replace(partial, directory / name)
 
 
+def read(directory: Path, machine: Mapping[str, str]) -> Results:
+    """Reads what ``write`` wrote on the same machine; nothing where there is no such file, or another machine's.
+
+    Args:
+        directory: Where the files are.
+        machine: Description of this machine.
+    """
+    path = directory / "results.json"
+    whole = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if whole.get("machine") != dict(machine):
+        return {}
+    return {
+        (entry["task"], entry["threads"]): {
+            name: Outcome(**{**fields, "seconds": tuple(fields["seconds"])})
+            for name, fields in entry["contenders"].items()
+        }
+        for entry in whole["results"]
+    }
+
+
 def _entry(task: Task, name: str, threads: int, outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "task": name,

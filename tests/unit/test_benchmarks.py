@@ -117,3 +117,14 @@ def test_memory_that_a_run_needs_is_seen() -> None:
     if growth[0] is None:
         pytest.skip("the system does not tell the peak of memory")
     assert growth[1] - growth[0] == pytest.approx(8 * (8 << 20), rel=0.2)
+
+
+def test_a_run_is_taken_up_where_it_was_left(tmp_path: Path) -> None:
+    task = _task(ours=True, peer=True)
+    outcome = race.Outcome(0.5, 2.0, 0.1, -3.0, (4.0, 5.0), 1.2)
+    machine = {"cores": "2"}
+    record = report.Record({("a", 1): {"ours": outcome}}, {"a": task}, machine)
+    report.write(tmp_path, record)
+    assert report.read(tmp_path, machine) == {("a", 1): {"ours": outcome}}
+    assert report.read(tmp_path, {"cores": "4"}) == {}
+    assert report.read(tmp_path / "nowhere", machine) == {}
