@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -28,18 +29,15 @@ class Emission:
         self.num_states = sizes[state]
         self.num_data = math.prod(sizes[d] for d in data)
         self.parts: list[tuple[Site, Lowering, Tensor, slice]] = []
+        self.dtype = _widest(sites)
         start = 0
         for site in sites:
-            lowering, rows = _lower(site, data, sizes)
+            lowering, rows = _lower(site, data, sizes, self.dtype)
             self.parts.append((site, lowering, rows, slice(start, start + lowering.width)))
             start += lowering.width
         self.width = start
         bases = [b for _, lowering, rows, _ in self.parts if (b := lowering.base(rows)) is not None]
         self.base = sum(bases[1:], bases[0]) if bases else None
-        dtypes = [
-            a.value.tensor.dtype for s in sites for a in s.arguments.values() if a.value.tensor.is_floating_point()
-        ]
-        self.dtype = dtypes[0]
 
     def of(self, rows: Tensor) -> Emission:
         """The same sites over some of the data, in the order of ``rows``."""
@@ -75,7 +73,7 @@ class Emission:
         tensor = factor.align(order)
         event = tensor.shape[len(order) :]
         elements = [_inner_size(site, d) for d in site.inner]
-        wide = tensor.expand(self.num_states, *elements, *event)
+        wide = tensor.to(self.dtype).expand(self.num_states, *elements, *event)
         return wide.reshape(self.num_states, math.prod(elements), *event)
 
     def fill(self, start: int, out: Tensor) -> None:
@@ -120,7 +118,16 @@ def _inner_size(site: Site, dim: str) -> int:
     return site.value.sizes[dim]
 
 
-def _lower(site: Site, data: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[Lowering, Tensor]:
+def _widest(sites: Sequence[Site]) -> torch.dtype:
+    """The dtype of densities: the widest among arguments and observed values."""
+    tensors = [a.value.tensor for s in sites for a in s.arguments.values()] + [s.value.tensor for s in sites]
+    dtypes = [t.dtype for t in tensors if t.is_floating_point()]
+    return reduce(torch.promote_types, dtypes[1:], dtypes[0])
+
+
+def _lower(
+    site: Site, data: tuple[str, ...], sizes: Mapping[str, int], dtype: torch.dtype
+) -> tuple[Lowering, Tensor]:
     assert site.family is not None
     kind = LOWERINGS[site.family.__name__]
     shape = tuple(_inner_size(site, d) for d in site.inner)
@@ -130,6 +137,7 @@ def _lower(site: Site, data: tuple[str, ...], sizes: Mapping[str, int]) -> tuple
     rows = aligned.expand(*(sizes[d] for d in data), *shape, *event).reshape(
         math.prod(sizes[d] for d in data), math.prod(shape), *event
     )
+    rows = rows.to(dtype) if rows.is_floating_point() else rows
     centre = rows.double().mean(0).to(rows.dtype) if kind.centred else torch.zeros(rows.shape[1:])
     lowering = kind(shape, centre)
     if isinstance(lowering, CategoricalLowering):

@@ -264,7 +264,6 @@ def test_parameters_in_single_precision_end_on_data_in_double() -> None:
         assert result.status is Status.CONVERGED, (seed, result.history[-4:])
 
 
-@pytest.mark.xfail(reason="lowered statistics are filled in the data's dtype")
 def test_float32_data_with_float64_parameters_are_computed_in_float64() -> None:
     single = X.float()
     mixed = ppl_em.fit(mixture, single, init="params", method=plain(3))
