@@ -16,8 +16,8 @@ from ppl_em.trace.argument_values import argument_values
 def with_run_values(plan: Plan, sites: Sequence[Site], parameters: Mapping[str, Tensor]) -> list[Site]:
     """The sites with opaque arguments replaced by their values at the given parameters.
 
-    Arguments that are links or linear predictors stay what they are, and priors get their latent's newest value. One run of the program serves all sites; none is
-    made where nothing is opaque.
+    Arguments that are links or linear predictors stay what they are, and priors get their latent's newest value. One run
+    of the program serves all sites; none is made where nothing is opaque.
     """
     sites = [at_point(s, parameters) for s in sites]
     opaque = [s for s in sites if any(a.opaque for a in s.arguments.values())]

@@ -125,9 +125,7 @@ def _widest(sites: Sequence[Site]) -> torch.dtype:
     return reduce(torch.promote_types, dtypes[1:], dtypes[0])
 
 
-def _lower(
-    site: Site, data: tuple[str, ...], sizes: Mapping[str, int], dtype: torch.dtype
-) -> tuple[Lowering, Tensor]:
+def _lower(site: Site, data: tuple[str, ...], sizes: Mapping[str, int], dtype: torch.dtype) -> tuple[Lowering, Tensor]:
     assert site.family is not None
     kind = LOWERINGS[site.family.__name__]
     shape = tuple(_inner_size(site, d) for d in site.inner)
