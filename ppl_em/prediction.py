@@ -8,11 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_em.errors import PplEmError, message
 from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
 from ppl_em.trace.footprint import isolated
 from ppl_em.trace.run import run_program
 from ppl_em.trace.tracing import Source
+
+
+def check_kinds(latents: str, params: str) -> None:
+    """Refuse unknown kinds of predictive draws.
+
+    Raises:
+        PplEmError: ``latents`` is neither ``"posterior"`` nor ``"prior"``, or ``params`` neither ``"point"`` nor ``"draws"``.
+    """
+    if params not in ("point", "draws"):
+        raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
+    if latents not in ("posterior", "prior"):
+        raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
 
 
 def predict(

@@ -146,12 +146,9 @@ class Queries:
         Returns:
             By site, (num_samples, *shape of the observed value).
         """
-        from ppl_em.prediction import predict, predict_draws
+        from ppl_em.prediction import check_kinds, predict, predict_draws
 
-        if params not in ("point", "draws"):
-            raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
-        if latents not in ("posterior", "prior"):
-            raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
+        check_kinds(latents, params)
         if params == "draws":
             plan = self._plan_for(args, kwargs) if latents == "posterior" else None
             return predict_draws(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,49 +18,6 @@ from ppl_em.mstep import NoClosedForm, WeightedSample
 from ppl_em.mstep.given import LostPrecision
 from ppl_em.mstep.totals import Missing, Narrow, Recipe, Totals, TotalsSample, collect
 from ppl_em.plan.plan import Plan
-
-
-class Pooled(Protocol):
-    """A group of parameters whose M-step needs statistics that add up.
-
-    Attributes:
-        lead: the group's updater on the first part.
-        late: the statistics depend on the newest values of other groups.
-        fixed_size: the statistics do not grow with the data.
-    """
-
-    lead: Updater
-    late: bool
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether the statistics do not grow with the data."""
-        ...
-
-    def admit(self, own: Own) -> None:
-        """Refuse a part whose statistics cannot be added to the others'."""
-        ...
-
-    def statistics(self, own: Own, plan: Plan, parameters: Parameters, newest: Parameters, e: EStep) -> Any:
-        """Statistics of one part under its E-step."""
-        ...
-
-    def solve(self, total: Any, parameters: Parameters) -> Parameters:
-        """New values of the group's parameters."""
-        ...
-
-    def recentred(self, total: Any) -> Any:
-        """The statistics about their own means; later ones are collected about the same."""
-        ...
-
-    def ingredients(self) -> Any:
-        """What the statistics consist of, for :meth:`resume`."""
-        ...
-
-    def resume(self, total: Any, ingredients: Any) -> None:
-        """Collect statistics as given ones were collected."""
-        ...
-
 
 T = TypeVar("T")
 

@@ -37,15 +37,10 @@ def factor_draws(plan: Plan, values: Mapping[str, Tensor], num: int = 1000, seed
         num: number of draws.
         seed: of the draws.
     """
-    q = VariationalPosterior(plan, values)
     proposals = OVERSAMPLING * num
-    drawn = q.sample_globals(proposals, seed)
-    reached = torch.tensor(
-        [float(objective(plan, {**values, **{n: v[i] for n, v in drawn.items()}})) for i in range(proposals)],
-        dtype=torch.float64,
-    )
+    drawn, reached, own = weighed(plan, values, proposals, seed)
     reached = torch.where(torch.isfinite(reached), reached, -torch.inf)
-    weights, k_hat = psis(reached - log_density(q.network, q.factors, drawn))
+    weights, k_hat = psis(reached - own)
     limit = threshold(proposals)
     corrected = bool(k_hat < limit)
     generator = torch.Generator().manual_seed(seed)
@@ -61,6 +56,25 @@ def factor_draws(plan: Plan, values: Mapping[str, Tensor], num: int = 1000, seed
         float(1 / weights.exp().square().sum()),
         proposals,
     )
+
+
+@torch.no_grad()
+def weighed(plan: Plan, values: Mapping[str, Tensor], num: int, seed: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Draws from the factors with both densities, of which importance sampling is made.
+
+    Args:
+        plan: the plan on the training data.
+        values: parameters, posterior means and hyperparameters of the factors.
+        num: number of draws.
+        seed: of the draws.
+
+    Returns:
+        Values by name (num, *shape); log p(x, θ), summed latents summed at each draw, and log q(θ), (num,), nats.
+    """
+    q = VariationalPosterior(plan, values)
+    drawn = q.sample_globals(num, seed)
+    joint = [float(objective(plan, {**values, **{n: v[i] for n, v in drawn.items()}})) for i in range(num)]
+    return drawn, torch.tensor(joint, dtype=torch.float64), log_density(q.network, q.factors, drawn)
 
 
 @torch.no_grad()

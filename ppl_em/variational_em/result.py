@@ -14,17 +14,15 @@ from torch import Tensor
 
 from ppl_em.diagnostics.coordinates import element_labels
 from ppl_em.diagnostics.draws import Draws
-from ppl_em.em.e_step import objective
 from ppl_em.em.loop import State
-from ppl_em.errors import NotAvailableYet, PplEmError, message
+from ppl_em.errors import NotAvailableYet, message
 from ppl_em.free_parameters import num_parameters
 from ppl_em.per_datum import contributions
 from ppl_em.plan.plan import Plan
 from ppl_em.posterior import Posterior
-from ppl_em.prediction import predict, predict_draws
+from ppl_em.prediction import check_kinds, predict, predict_draws
 from ppl_em.result import FitResult, Restart
-from ppl_em.variational_em.density import log_density
-from ppl_em.variational_em.draws import factor_draws, likelihoods
+from ppl_em.variational_em.draws import factor_draws, likelihoods, weighed
 from ppl_em.variational_em.network import Network
 from ppl_em.variational_em.plan import variational_plan
 from ppl_em.variational_em.posterior import VariationalPosterior
@@ -126,10 +124,7 @@ class VariationalResult(FitResult):
         Returns:
             By site, (num_samples, *shape of the observed value).
         """
-        if params not in ("point", "draws"):
-            raise PplEmError(message("unknown params", value=params, hint='"point" or "draws"'))
-        if latents not in ("posterior", "prior"):
-            raise PplEmError(message("unknown latents", value=latents, hint='"posterior" or "prior"'))
+        check_kinds(latents, params)
         source = self._source_for(args, kwargs)
         plan = self._plan_for(args, kwargs)
         q = VariationalPosterior(plan, self._all)
@@ -166,17 +161,7 @@ class VariationalResult(FitResult):
         Args:
             num_samples: draws of the global latents; the summed ones are summed for each.
         """
-        plan = self._plan_for(())
-        q = VariationalPosterior(plan, self._all)
-        drawn = q.sample_globals(num_samples, self.seed)
-        own = log_density(q.network, q.factors, drawn)
-        joint = torch.tensor(
-            [
-                float(objective(plan, {**self._values, **{n: v[i] for n, v in drawn.items()}}))
-                for i in range(num_samples)
-            ],
-            dtype=torch.float64,
-        )
+        _, joint, own = weighed(self._plan_for(()), self._all, num_samples, self.seed)
         weights = joint - own
         estimate = float(torch.logsumexp(weights, 0)) - math.log(num_samples)
         relative = (weights - weights.max()).exp()
